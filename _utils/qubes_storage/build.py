@@ -1,0 +1,242 @@
+"""
+A VM's directory, made whole and then renamed into place, or deleted; a dead run is mended.
+
+Everything is built in ``.NAME.creating``, closed to others, beside the place of the VM's directory
+NAME. While that marker is there and the registry does not know NAME, a run died: the next one takes
+away what it left. What is to be deleted is first renamed to ``.NAME.removing``: if the registry
+still knows NAME, the next run renames it back, else it deletes on. The registry's lock is held all
+the while, so whatever is found there is left by the dead.
+"""
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass, field
+
+from qubes_storage import files, image
+from qubes_storage.exc import StoragePoolException
+from qubes_storage.vm import ICONS, KERNEL_FILES
+
+
+@dataclass
+class Source:
+    """An image of a VM in its pool, to be copied."""
+
+    pool: object
+    vm: object
+    filename: str
+
+    @property
+    def path(self):
+        """Where the machine sees it."""
+        return os.path.join(self.pool.vmdir(self.vm), self.filename)
+
+    @contextlib.contextmanager
+    def opened(self):
+        """A reading handle."""
+        fd = self.pool.open_vm(self.vm)
+        if fd is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+        with files.closing(fd), files.closing(image.open_image(files.at(fd, self.filename))) as img:
+            yield img
+
+
+@dataclass
+class Image:
+    """An image to make: of ``size`` bytes, and a copy of ``source`` if there is one."""
+
+    filename: str
+    size: int
+    source: Source = None
+
+
+@dataclass
+class Plan:
+    """The directory to make for a VM."""
+
+    vm: object
+    pool: object
+    images: list = field(default_factory=list)
+    kernels: str = None  # the directory below root to copy kernels from
+
+
+def creating(name):
+    """The marker of a VM that is being made."""
+    return f".{name}.creating"
+
+
+def removing(name):
+    """What a VM's directory is called while it is deleted."""
+    return f".{name}.removing"
+
+
+def unfinished(pool, vm):
+    """The paths of what a dead run left of a VM in a pool."""
+    try:
+        with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
+            names = [creating(vm.dirname), removing(vm.dirname)]
+            found = [name for name in names if files.exists(fd, name)]
+    except StoragePoolException:
+        return []
+    return [os.path.join(pool.dir_path, vm.klass.subdir, name) for name in found]
+
+
+def mend(pool, vm, registered):
+    """Finish or undo what a dead run left of a VM."""
+    with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
+        name = vm.dirname
+        if files.exists(fd, creating(name)):
+            if not registered:
+                _undo(fd, name)
+            files.remove_tree(fd, creating(name))
+        if files.exists(fd, removing(name)):
+            if registered and not files.exists(fd, name):
+                os.rename(removing(name), name, src_dir_fd=fd, dst_dir_fd=fd)
+            else:
+                files.remove_tree(fd, removing(name))
+        os.fsync(fd)
+
+
+def _undo(fd, name):
+    """Take NAME away if it is what a dead run put there, which its inode number tells."""
+    there = files.exists(fd, name)
+    if not there:
+        return
+    with files.closing(files.open_subdir(fd, creating(name))) as marker:
+        if files.exists(marker, str(there.st_ino)):
+            os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
+        elif files.exists(marker, name):
+            with contextlib.suppress(OSError):  # the place that was kept for it, if still empty
+                os.rmdir(name, dir_fd=fd)
+
+
+def check_vacant(pool, vm):
+    """Refuse a place where something is, even an empty directory."""
+    with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
+        if files.exists(fd, vm.dirname) and not files.exists(fd, creating(vm.dirname)):
+            raise _occupied(pool, vm)
+
+
+def _occupied(pool, vm):
+    return StoragePoolException(
+        f"VM {vm.name}: {pool.vmdir(vm)} is there, and the registry does not know it; move it away"
+        " or take another name: it is left alone"
+    )
+
+
+@contextlib.contextmanager
+def built(plan):
+    """
+    Build a VM's directory, put it in its place, and take it away again if the body fails.
+
+    The body writes the registry. A place that is taken is refused and left alone.
+    """
+    vm, pool = plan.vm, plan.pool
+    name = vm.dirname
+    placed = False
+    with contextlib.ExitStack() as stack:
+        fd = stack.enter_context(files.closing(pool.open_subdir(vm.klass.subdir)))
+        mend(pool, vm, False)
+        if files.exists(fd, name):
+            raise _occupied(pool, vm)
+        try:
+            marker = stack.enter_context(
+                files.closing(files.make_dir(fd, creating(name), mode=0o700))
+            )
+            inode = _build(plan, marker)
+            os.close(os.open(str(inode), os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
+            os.fsync(marker)
+            _place(fd, marker, name)
+            placed = True
+            os.fsync(fd)
+            yield
+        except BaseException as err:
+            with contextlib.suppress(FileNotFoundError):
+                if placed:
+                    os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
+                files.remove_tree(fd, creating(name))
+            if isinstance(err, FileExistsError):
+                raise _occupied(pool, vm) from err
+            if isinstance(err, OSError):
+                raise StoragePoolException(
+                    f"VM {vm.name}: cannot be made in pool {pool.name} ({pool.vmdir(vm)}):"
+                    f" {err.strerror or err}; nothing was left behind, mend it and try again"
+                ) from err
+            raise
+        files.remove_tree(fd, creating(name))
+
+
+def _place(fd, marker, name):
+    """Rename into place: a rename alone would replace an empty directory of somebody else's."""
+    os.mkdir(name, 0o700, dir_fd=fd)
+    try:
+        os.rename(name, name, src_dir_fd=marker, dst_dir_fd=fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=fd)
+        raise
+
+
+def _build(plan, marker):
+    """Make the directory in ``marker`` and what is in it; returns its inode number."""
+    vm, pool = plan.vm, plan.pool
+    with files.closing(files.make_dir(marker, vm.dirname)) as fd:
+        for wanted in plan.images:
+            path = files.at(fd, wanted.filename)
+            if wanted.source:
+                with wanted.source.opened() as source:
+                    pool.clone_image(source, path)
+                if os.stat(path).st_size < wanted.size:
+                    pool.resize_image(path, wanted.size)
+            else:
+                pool.create_image(path, wanted.size)
+            _finish(path)
+        if plan.kernels:
+            with files.closing(files.make_dir(fd, "kernels")) as kernels:
+                _copy_kernels(plan, kernels)
+        os.symlink(ICONS.format(vm.label), "icon.png", dir_fd=fd)
+        os.fsync(fd)
+        return os.fstat(fd).st_ino
+
+
+def _copy_kernels(plan, kernels):
+    with files.closing(files.open_dir(plan.pool.root, plan.kernels)) as source:
+        for filename in KERNEL_FILES:
+            path = files.at(kernels, filename)
+            with files.closing(image.open_image(files.at(source, filename))) as kernel:
+                image.clone(kernel, path)
+            _finish(path)
+    os.fsync(kernels)
+
+
+def _finish(path):
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        files.own(fd, files.FILE_MODE)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def removed(pool, vm):
+    """
+    Take a VM's directory out of its place, put it back if the body fails, and then delete it.
+
+    The body writes the registry.
+    """
+    with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
+        mend(pool, vm, True)
+        there = files.exists(fd, vm.dirname)
+        if there:
+            os.rename(vm.dirname, removing(vm.dirname), src_dir_fd=fd, dst_dir_fd=fd)
+            os.fsync(fd)
+        try:
+            yield
+        except BaseException:
+            if there:
+                os.rename(removing(vm.dirname), vm.dirname, src_dir_fd=fd, dst_dir_fd=fd)
+            raise
+        if there:
+            files.remove_tree(fd, removing(vm.dirname))
+            os.fsync(fd)

@@ -1,0 +1,22 @@
+"""What can go wrong. Every message names the pool or VM, the path and the cure."""
+
+
+class StoragePoolException(Exception):
+    """
+    It could not be done. R3.2's own name for whatever goes wrong with a pool.
+
+    ``waits_for`` is ``("pool", name)``, ``("VM", name)`` or ``("path", path)`` where only that is
+    missing, so that who knows it is about to be made can wait for it.
+    """
+
+    def __init__(self, message, waits_for=None):
+        super().__init__(message)
+        self.waits_for = waits_for
+
+
+class InvalidInput(StoragePoolException, ValueError):
+    """It was asked for wrongly: a name, an option, a size or a combination that cannot be."""
+
+
+class NotSupported(StoragePoolException):
+    """What this backend or driver cannot do; the message names it and the way there."""

@@ -1,0 +1,297 @@
+"""
+Files and directories below a root: opened without following links out of it, replaced whole.
+
+Paths in storage.conf and qubes.xml are the machine's own; ``root`` is where the machine's ``/``
+lies for us. Work goes through directory handles: a name below one is never followed if it is a
+link, and :py:func:`at` makes a path of handle and name for what takes only paths.
+"""
+
+import contextlib
+import errno
+import grp
+import os
+import stat
+
+from qubes_storage.exc import InvalidInput, StoragePoolException
+
+DIR_MODE = 0o2770
+FILE_MODE = 0o660
+GROUP = "qubes"
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_MAX_LINKS = 40
+
+
+def at(dir_fd, name):
+    """A path to ``name`` in an open directory, whatever happens to that directory's own path."""
+    return f"/proc/self/fd/{dir_fd}/{name}"
+
+
+def open_root(root):
+    """A handle of the root; it has to be there, for a root that is missing is a disk away."""
+    try:
+        return os.open(root, _DIR)
+    except OSError as err:
+        raise StoragePoolException(
+            f"root {root}: {err.strerror}; make or mount it, or correct qubes_storage.root"
+        ) from err
+
+
+def open_dir(root, path):
+    """
+    A handle of directory ``path`` below ``root``, links in it followed as the machine would.
+
+    An absolute link starts again at the root and ``..`` stops there, so none leaves it. Raises
+    OSError with ``path`` as its filename.
+    """
+    if root == "/":
+        return os.open(path, _DIR)
+    fds = [open_root(root)]
+    try:
+        todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part == "..":
+                if len(fds) > 1:
+                    os.close(fds.pop())
+                continue
+            try:
+                fds.append(os.open(part, _DIR | os.O_NOFOLLOW, dir_fd=fds[-1]))
+            except OSError as err:
+                if err.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    raise OSError(err.errno, err.strerror, path) from err
+                target = _link_target(part, fds[-1], path)
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from err
+                if target.startswith("/"):
+                    while len(fds) > 1:
+                        os.close(fds.pop())
+                todo.extend(p for p in reversed(target.split("/")) if p not in ("", "."))
+        return fds.pop()
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _link_target(name, dir_fd, path):
+    try:
+        return os.readlink(name, dir_fd=dir_fd)
+    except OSError as err:
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from err
+
+
+def open_subdir(dir_fd, name):
+    """A handle of a directory in ``dir_fd``; a link in its place is an error, never followed."""
+    return os.open(name, _DIR | os.O_NOFOLLOW, dir_fd=dir_fd)
+
+
+@contextlib.contextmanager
+def closing(fd):
+    """``with closing(open_dir(...)) as fd``"""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def exists(dir_fd, name):
+    """The lstat of ``name`` in a directory, or None."""
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def qubes_gid():
+    """The id of group ``qubes``, or None where there is none."""
+    try:
+        return grp.getgrnam(GROUP).gr_gid
+    except KeyError:
+        return None
+
+
+def own(fd, mode, gid=None):
+    """
+    Give an open file the group ``qubes``, where it exists and the caller may, and then its mode.
+
+    Files come into being closed to everyone else and are opened up here, so no umask and no moment
+    lets others in.
+    """
+    gid = qubes_gid() if gid is None else gid
+    if gid is not None and os.fstat(fd).st_gid != gid:
+        with contextlib.suppress(PermissionError):
+            os.fchown(fd, -1, gid)
+    os.fchmod(fd, mode)
+
+
+def make_dir(dir_fd, name, mode=DIR_MODE):
+    """Make a directory and return a handle of it."""
+    os.mkdir(name, 0o700, dir_fd=dir_fd)
+    fd = open_subdir(dir_fd, name)
+    try:
+        own(fd, mode)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def make_dirs(root, path, mode=0o755):
+    """
+    A handle of a directory of the system's own layout, such as /etc/qubes, made if there is none.
+
+    Its parents are made too, for they are the machine's own; ``mode`` is for the last one.
+    """
+    try:
+        return open_dir(root, path)
+    except FileNotFoundError:
+        parent, name = os.path.split(path.rstrip("/"))
+        with closing(make_dirs(root, parent)) as fd, contextlib.suppress(FileExistsError):
+            return make_dir(fd, name, mode)
+        return open_dir(root, path)
+
+
+def read(root, path):
+    """
+    The bytes of a file below root, links followed as :py:func:`open_dir` does, or None without one.
+
+    Raises :py:class:`StoragePoolException` for what is no regular file or may not be read.
+    """
+    try:
+        with locate(root, path) as (dir_fd, name):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+            with open(fd, "rb") as file:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise StoragePoolException(f"{path}: is not a file; put a file in its place")
+                return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as err:
+        raise StoragePoolException(
+            f"{path}: {err.strerror}; run as root or as a member of group {GROUP}"
+        ) from err
+
+
+@contextlib.contextmanager
+def locate(root, path):
+    """``(directory handle, name)`` of a file below root: where its last link points."""
+    for _ in range(_MAX_LINKS):
+        parent, name = os.path.split(path)
+        with closing(open_dir(root, parent)) as fd:
+            try:
+                target = os.readlink(name, dir_fd=fd)
+            except OSError:
+                yield fd, name
+                return
+        path = os.path.join(parent, target)
+    raise StoragePoolException(f"{path}: too many links; put a file in its place")
+
+
+def stamp(root, path):
+    """What tells one version of a file from another: device, inode, size and time, or None."""
+    try:
+        if root == "/":
+            found = os.stat(path)
+        else:
+            with locate(root, path) as (fd, name):
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def replace(dir_fd, name, data, mode=None, before_rename=None):
+    """
+    Replace a file whole: written beside, synced, renamed, the directory synced.
+
+    Owner, group and, unless ``mode`` is given, mode of an existing file are kept; a new one is 0660
+    and of group qubes. The name beside is always the same, so what a dead run left is written over.
+    ``before_rename`` gets the handle of the new file, which stays open and is returned if it
+    returns True.
+    """
+    new = f".{name}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new, dir_fd=dir_fd)
+    fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    try:
+        old = exists(dir_fd, name)
+        if old and stat.S_ISREG(old.st_mode):
+            _own_as(fd, old, mode)
+        else:
+            own(fd, FILE_MODE)
+        written = 0
+        while written < len(data):
+            written += os.write(fd, data[written:])
+        os.fsync(fd)
+        keep = before_rename(fd) if before_rename else False
+        os.rename(new, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new, dir_fd=dir_fd)
+        os.close(fd)
+        raise
+    os.fsync(dir_fd)
+    if keep:
+        return fd
+    os.close(fd)
+    return None
+
+
+def _own_as(fd, old, mode):
+    mine = os.fstat(fd)
+    if (mine.st_uid, mine.st_gid) != (old.st_uid, old.st_gid):
+        try:
+            os.fchown(fd, old.st_uid, old.st_gid)
+        except PermissionError:
+            if mine.st_gid != old.st_gid:
+                os.fchown(fd, -1, old.st_gid)
+    os.fchmod(fd, stat.S_IMODE(old.st_mode) if mode is None else mode)
+
+
+def remove_tree(dir_fd, name):
+    """Delete a directory and what is in it; links are deleted, never followed."""
+    with closing(open_subdir(dir_fd, name)) as fd:
+        for entry in os.listdir(fd):
+            if stat.S_ISDIR(os.stat(entry, dir_fd=fd, follow_symlinks=False).st_mode):
+                remove_tree(fd, entry)
+            else:
+                os.unlink(entry, dir_fd=fd)
+    os.rmdir(name, dir_fd=dir_fd)
+
+
+def is_mount(root, path):
+    """Whether something is mounted at ``path`` below root: the kernel's mount table decides."""
+    try:
+        with closing(open_dir(root, path)) as fd:
+            real = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return False
+    with open("/proc/self/mountinfo", "rb") as table:
+        points = {line.split(b" ")[4] for line in table}
+    escaped = os.fsencode(real)
+    for char in b"\\", b" ", b"\t", b"\n":
+        escaped = escaped.replace(char, b"\\%03o" % ord(char))
+    return escaped in points
+
+
+def check_dir_path(pool, path, option="dir_path"):
+    """A path for a new pool: absolute, and with no ``..``, NUL or new line in it."""
+    if not path.startswith("/") or path.strip("/") == "":
+        raise InvalidInput(
+            f"pool {pool}: {option} {path!r} is not an absolute path of a directory of its own;"
+            " write one such as /mnt/ssd/qubes"
+        )
+    if ".." in path.split("/") or any(char in path for char in "\0\n\r"):
+        raise InvalidInput(f"pool {pool}: {option} {path!r} has '..' in it; write the path without")
+    return path
+
+
+def tree_size(dir_fd, name):
+    """The allocated bytes of a file or directory, links not followed."""
+    found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    size = found.st_blocks * 512
+    if stat.S_ISDIR(found.st_mode):
+        with closing(open_subdir(dir_fd, name)) as fd:
+            size += sum(tree_size(fd, entry) for entry in os.listdir(fd))
+    return size

@@ -1,0 +1,67 @@
+"""
+Guards of pools: ``require_mount`` and ``min_free``, kept beside storage.conf.
+
+R3.2 would choke on them in storage.conf, so they have a file of their own with the same syntax,
+/etc/qubes/storage-guards.conf, on R4 too. Every writer reads them.
+"""
+
+import os
+
+from qubes_storage import files
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.values import format_size, parse_size
+
+PATH = "/etc/qubes/storage-guards.conf"
+NAMES = ("require_mount", "min_free")
+
+
+def clean(pool, guards):
+    """``{guard: text or None}`` that can be written; bad ones raise :py:class:`InvalidInput`."""
+    for name, value in guards.items():
+        if value is None:
+            continue
+        if name == "min_free":
+            parse_size(value, f"pool {pool}: min_free")
+        else:
+            files.check_dir_path(pool, str(value), "require_mount")
+    return {name: value if value is None else str(value) for name, value in guards.items()}
+
+
+def same(name, old, new):
+    """Whether two values of a guard mean the same."""
+    if old is None or new is None:
+        return old == new
+    if name == "min_free":
+        return parse_size(old) == parse_size(new)
+    return os.path.normpath(old) == os.path.normpath(new)
+
+
+def check_mount(root, pool, guards):
+    """Refuse while ``require_mount`` is not a mount point below root."""
+    path = guards.get("require_mount")
+    if path and not files.is_mount(root, path):
+        raise StoragePoolException(
+            f"pool {pool}: {path} is not mounted, and require_mount asks for it; mount its disk",
+            waits_for=("path", path),
+        )
+
+
+def check_free(pool, guards, free, needed=0):
+    """Refuse to take ``needed`` bytes where fewer than ``min_free`` would stay free."""
+    least = parse_size(guards["min_free"]) if guards.get("min_free") else 0
+    if free - needed < least or (needed and free < needed):
+        kept = f" and min_free keeps {format_size(least)}" if least else ""
+        wants = f", {format_size(needed)} are needed" if needed else ""
+        raise StoragePoolException(
+            f"pool {pool}: {format_size(free)} are free{wants}{kept}; free some space or take"
+            " another pool"
+        )
+
+
+def check_values(pool, guards):
+    """The guards of a pool as problems, for a file that someone else wrote."""
+    try:
+        clean(pool, guards)
+    except InvalidInput as err:
+        return [f"{PATH}: {err}"]
+    return []

@@ -1,0 +1,162 @@
+"""Images: made, cloned and measured. The only file with ioctl, copy_file_range and sendfile."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+
+from qubes_storage.exc import StoragePoolException
+
+_FICLONE = 0x40049409
+_CHUNK = 1 << 30
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# Filesystems on which FICLONE shares blocks; asked when nothing may be written to try it out.
+_SHARING = {"btrfs", "xfs", "bcachefs", "ocfs2", "zfs"}
+_NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EBADF}
+
+
+def create(path, size):
+    """Make a sparse image of ``size`` bytes; raises FileExistsError rather than touch one."""
+    fd = os.open(path, _CREATE, 0o600)
+    try:
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def open_image(path):
+    """A reading handle of an image; a link or anything but a regular file is refused."""
+    fd = os.open(path, _READ)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise StoragePoolException(f"{path}: is not a regular file; put the image in its place")
+
+
+def clone(source_fd, path):
+    """
+    Make ``path`` a copy of an open image: blocks shared where the filesystem can (FICLONE), else
+    copied in the kernel, holes left holes. Raises FileExistsError rather than touch an image.
+    """
+    fd = os.open(path, _CREATE, 0o600)
+    try:
+        try:
+            fcntl.ioctl(fd, _FICLONE, source_fd)
+        except OSError as err:
+            if err.errno not in _NOT_HERE:
+                raise
+            _copy(source_fd, fd)
+    finally:
+        os.close(fd)
+
+
+def _copy(source, target):
+    size = os.fstat(source).st_size
+    for start, stop in _data(source, size):
+        offset = start
+        while offset < stop:
+            done = _copy_some(source, target, offset, min(stop - offset, _CHUNK))
+            if not done:
+                raise OSError(errno.EIO, "the image got shorter while it was copied")
+            offset += done
+    os.ftruncate(target, size)
+
+
+def _data(fd, size):
+    """``(start, stop)`` of each part of a file that holds data."""
+    stop = 0
+    while stop < size:
+        try:
+            start = os.lseek(fd, stop, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno == errno.ENXIO:
+                return
+            raise
+        stop = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        if start < stop:
+            yield start, stop
+
+
+def _copy_some(source, target, offset, count):
+    try:
+        return os.copy_file_range(source, target, count, offset, offset)
+    except OSError as err:
+        if err.errno not in _NOT_HERE:
+            raise
+    os.lseek(target, offset, os.SEEK_SET)
+    return os.sendfile(target, source, offset, count)
+
+
+def resize(path, size):
+    """Grow an image to ``size`` bytes and sync it; the new part is a hole."""
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", path)
+        if size > found.st_size:
+            os.ftruncate(fd, size)
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def measure(dir_fd, name):
+    """``(size, allocated)`` of an image in bytes, or None where there is no regular file."""
+    try:
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return found.st_size, found.st_blocks * 512
+
+
+def sync(path):
+    """Bring a file or directory to the disk."""
+    fd = os.open(path, _READ)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def filesystem(fd):
+    """The type of the filesystem that an open file lies on, from the kernel's mount table."""
+    found = os.fstat(fd).st_dev
+    wanted = f"{os.major(found)}:{os.minor(found)}"
+    real = os.readlink(f"/proc/self/fd/{fd}") + "/"
+    best = ("", "")
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            fields = line.split(" ")
+            kind = fields[fields.index("-") + 1]
+            if fields[2] == wanted:
+                return kind
+            # btrfs shows another device number for each subvolume: the longest mount point it is
+            point = fields[4].rstrip("/") + "/"
+            if real.startswith(point) and len(point) >= len(best[0]):
+                best = (point, kind)
+    return best[1]
+
+
+def shares_blocks(fd):
+    """Whether copies on the filesystem of an open directory share blocks, judged by its type."""
+    return filesystem(fd) in _SHARING
+
+
+def used_by_loop(fd):
+    """The loop device over an open file, by which a running VM uses it, or None."""
+    found = os.fstat(fd)
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/sys/block"):
+            if not name.startswith("loop"):
+                continue
+            with contextlib.suppress(OSError):
+                with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8") as file:
+                    there = os.stat(file.read().rstrip("\n"))
+                if (there.st_dev, there.st_ino) == (found.st_dev, found.st_ino):
+                    return f"/dev/{name}"
+    return None

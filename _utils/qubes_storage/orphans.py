@@ -1,0 +1,53 @@
+"""What the registry, storage.conf and the disks do not agree on."""
+
+import os
+
+from qubes_storage import files
+from qubes_storage.exc import StoragePoolException
+from qubes_storage.pool import Pool
+from qubes_storage.vm import SUBDIRS, VM
+
+
+class Orphans:
+    """The part of :py:class:`~qubes_storage.system.System` that looks for what nobody owns."""
+
+    def orphans(self):
+        """
+        ``[{pool, path, size}]`` of directories that no VM owns; ``size`` in bytes as allocated.
+
+        A VM whose directory is gone, and a pool that the registry names and storage.conf lacks, are
+        in it with size None.
+        """
+        found = []
+        registry = self.registry()
+        vms = [vm for vm in (VM.of(e, registry) for e in registry.entries) if vm]
+        vms = [vm for vm in vms if vm.klass.name != "AdminVM"]
+        for name in self.sections():
+            owned = {(vm.klass.subdir, vm.dirname) for vm in vms if vm.pool == name}
+            try:
+                pool = self.get_pool(name)
+                found += self._unowned(pool, owned) if isinstance(pool, Pool) else []
+            except StoragePoolException:
+                continue
+        for vm in vms:
+            if vm.pool not in self.sections():
+                found.append({"pool": vm.pool, "path": None, "size": None})
+            elif vm.klass.name != "DispVM" and self.vm_dir_is_gone(vm):
+                path = self.get_pool(vm.pool).vmdir(vm)
+                found.append({"pool": vm.pool, "path": path, "size": None})
+        return [row for n, row in enumerate(found) if row not in found[:n]]
+
+    def _unowned(self, pool, owned):
+        found = []
+        for subdir in SUBDIRS:
+            try:
+                fd = pool.open_subdir(subdir)
+            except StoragePoolException:
+                continue
+            with files.closing(fd):
+                for name in sorted(os.listdir(fd)):
+                    if (subdir, name) not in owned:
+                        path = os.path.join(pool.dir_path, subdir, name)
+                        size = files.tree_size(fd, name)
+                        found.append({"pool": pool.name, "path": path, "size": size})
+        return found

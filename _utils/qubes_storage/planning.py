@@ -1,0 +1,300 @@
+"""What a declared VM needs: validated, compared with what there is, and planned."""
+
+import os
+import stat
+
+from qubes_storage import build, files, image
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.values import check_vm_name, parse_size
+from qubes_storage.vm import (
+    IMAGES,
+    KERNELS,
+    KLASSES,
+    PRIVATE_SIZE,
+    VM,
+    check_label,
+    get_klass,
+    volatile_size,
+)
+
+
+class Plan(build.Plan):
+    """The directory of a new VM; ``has_kernel`` is False where there is no kernel to run it."""
+
+    has_kernel = True
+
+
+def check_volumes(name, volumes):
+    """``{volume: bytes}`` of what is declared; a bare size is short for ``{size: ...}``."""
+    if volumes is None:
+        return {}
+    if not isinstance(volumes, dict):
+        raise InvalidInput(f"VM {name}: volumes {volumes!r} are no map; write private: 10GiB")
+    sizes = {}
+    for volume, value in volumes.items():
+        if volume not in ("private", "root"):
+            raise InvalidInput(
+                f"VM {name}: volume {volume!r} has no size of its own; declare private or root"
+                " (R3.2 makes volatile.img anew at each start)"
+            )
+        options = value if isinstance(value, dict) else {"size": value}
+        for option in options:
+            if option in ("pool", "revisions_to_keep"):
+                raise NotSupported(
+                    f"VM {name}: {option} of volume {volume}: backend local keeps all images of a"
+                    " VM in one pool, without revisions; declare the VM's pool"
+                )
+            if option != "size":
+                raise InvalidInput(
+                    f"VM {name}: volume {volume} has no option {option!r}; it takes size"
+                )
+        if "size" in options:
+            sizes[volume] = parse_size(options["size"], f"VM {name}: volume {volume}")
+    return sizes
+
+
+class Planning:
+    """The part of :py:class:`~qubes_storage.system.System` that plans."""
+
+    @staticmethod
+    def places():
+        """One class of VMs for each directory of a pool."""
+        return [KLASSES["AppVM"], KLASSES["NetVM"], KLASSES["TemplateVM"]]
+
+    def plan(
+        self,
+        name,
+        klass=None,
+        template=None,
+        label=None,
+        pool=None,
+        volumes=None,
+        clone_from=None,
+        root_copy_from=None,
+        migrate=False,
+        standalone=False,
+    ):
+        """
+        ``(changes, plan)``: what differs from what is declared, and for a new VM what to make.
+
+        ``standalone`` makes a NetVM or ProxyVM with a root of its own, copied from ``template``.
+        """
+        if clone_from is not None or root_copy_from is not None:
+            raise NotSupported(
+                f"VM {name}: clone_from and root_copy_from are not in this version; declare"
+                " klass: StandaloneVM with a template, which is copied"
+            )
+        for word, value in (("klass", klass), ("template", template), ("pool", pool)):
+            if value is not None and not isinstance(value, str):
+                raise InvalidInput(f"VM {name}: {word} {value!r} is not a text; put it in quotes")
+        sizes = check_volumes(name, volumes)
+        if label is not None:
+            check_label(label, name)
+        if klass is not None:
+            get_klass(klass, name)
+        vm = self.find_vm(name)
+        if vm is None:
+            return self._plan_new(name, klass, template, label, pool, sizes, standalone)
+        return self._compare_vm(vm, klass, template, label, pool, sizes, migrate), None
+
+    def _compare_vm(self, vm, klass, template, label, pool, sizes, migrate):
+        if vm.klass.name == "AdminVM":
+            raise InvalidInput("VM dom0: is not made of images; declare other VMs")
+        if klass not in (None, vm.klass.name):
+            raise StoragePoolException(
+                f"VM {vm.name}: is a {vm.klass.name}, not a {klass}; a class never changes: declare"
+                f" {vm.klass.name}, or remove the VM first"
+            )
+        if pool not in (None, vm.pool):
+            self.get_pool(pool)
+            raise StoragePoolException(
+                f"VM {vm.name}: lies in pool {vm.pool}, not in {pool}; declare pool: {vm.pool}"
+                + ("; this version cannot migrate it" if migrate else "")
+            )
+        place = self.pool_of(vm)
+        changes = {}
+        left = build.unfinished(place, vm)
+        if left:
+            changes["unfinished"] = {"old": left, "new": None}
+        there = self._check_images(vm, place, left)
+        if label not in (None, vm.label):
+            changes["label"] = {"old": vm.label, "new": label}
+        if vm.klass.based_on and template not in (None, vm.template):
+            self._template(vm.name, vm.klass, template)
+            changes["template"] = {"old": vm.template, "new": template}
+        small = {v: s for v, s in sizes.items() if v in there and there[v][0] < s}
+        if "root" in sizes and "root" not in vm.images:
+            raise self._root_is_templates(vm.name, vm.template)
+        if small:
+            self.check_growth(place)
+            old = {volume: there[volume][0] for volume in small}
+            changes["volumes"] = {"old": old, "new": small}
+        return changes
+
+    @staticmethod
+    def _root_is_templates(name, template):
+        return InvalidInput(
+            f"VM {name}: its root is that of its template {template}; declare its size there"
+        )
+
+    def _check_images(self, vm, pool, left):
+        """A registered VM whose private or root image is gone is never made anew."""
+        there = self.images_on_disk(vm)
+        removing = any(path.endswith(".removing") for path in left)
+        gone = [f for v, f in vm.images.items() if v in ("private", "root") and v not in there]
+        if gone and not removing:
+            guard = self.guards(pool.name).get("require_mount")
+            mount = f" (is {guard} mounted?)" if guard else ""
+            paths = ", ".join(os.path.join(pool.vmdir(vm), name) for name in gone)
+            if self.is_absent_disk(pool):
+                self.check_disk(pool)
+            raise StoragePoolException(
+                f"VM {vm.name}: {paths} is gone{mount}; bring it back, or remove the VM with"
+                " qubes_vm.remove: it is never made anew"
+            )
+        return there
+
+    def _template(self, name, klass, template):
+        """The template VM that a class can run on."""
+        found = self._source(name, template)
+        if found.klass.name != klass.based_on:
+            raise InvalidInput(
+                f"VM {name}: {template} is a {found.klass.name}; a {klass.name} runs on a"
+                f" {klass.based_on}"
+            )
+        return found
+
+    def _source(self, name, template):
+        found = self.find_vm(template)
+        if found is None:
+            raise StoragePoolException(
+                f"VM {name}: its template {template} is not in qubes.xml; declare or create it"
+                " first",
+                waits_for=("VM", template),
+            )
+        return found
+
+    def _plan_new(self, name, klass, template, label, pool, sizes, standalone):
+        check_vm_name(name)
+        kind = KLASSES[klass or "AppVM"]
+        registry = self.registry()
+        runs_on = None
+        if kind.based_on and not standalone:
+            if template is None and not kind.is_hvm:
+                template = self._default_template(name, registry)
+            if template is not None:
+                runs_on = self._template(name, kind, template).name
+        vm = VM(name, kind, pool=pool or "default", label=label, template=runs_on)
+        place = self.pool_of(vm)
+        source = self._source(name, template) if template is not None else None
+        if runs_on and "root" in sizes:
+            raise self._root_is_templates(name, runs_on)
+        plan = Plan(vm, place)
+        left = build.unfinished(place, vm)
+        self._plan_images(plan, source, sizes)
+        plan.has_kernel, kernels = self._kernels(vm, registry)
+        if "root" in vm.images and not kind.is_hvm:
+            plan.kernels = kernels
+        self.check_growth(place, self._needed(plan))
+        build.check_vacant(place, vm)
+        registry.unused("qid")
+        return self._created(vm, template, sizes, left), plan
+
+    @staticmethod
+    def _created(vm, template, sizes, left):
+        new = {
+            "created": vm.name,
+            "klass": vm.klass.name,
+            "template": template,
+            "label": vm.label,
+            "pool": vm.pool,
+            "volumes": sizes or None,
+        }
+        changes = {k: {"old": None, "new": v} for k, v in new.items() if v is not None}
+        if left:
+            changes["unfinished"] = {"old": left, "new": None}
+        return changes
+
+    def _default_template(self, name, registry):
+        entry = registry.by_qid.get(registry.get("default_template"))
+        if entry is None:
+            raise StoragePoolException(
+                f"VM {name}: no template is declared and the system has no default one; declare"
+                " template, or klass: StandaloneVM",
+                waits_for=("VM", None),
+            )
+        return entry.attrs.get("name")
+
+    def _plan_images(self, plan, source, sizes):
+        vm = plan.vm
+        root = sizes.get("root", 0)
+        for volume, filename in vm.images.items():
+            if volume == "volatile":
+                size = volatile_size(max(root, vm.klass.root_size) if root else vm.klass.root_size)
+                plan.images.append(build.Image(filename, size))
+            elif volume == "root-cow":
+                plan.images.append(build.Image(filename, root))
+            elif source is None:
+                size = {"private": PRIVATE_SIZE, "root": vm.klass.root_size}[volume]
+                size = max(size, sizes.get(volume, 0))
+                plan.images.append(build.Image(filename, size))
+                root = size if volume == "root" else root
+            else:
+                size, copied = self._find_image(vm, source, volume)
+                size = max(size, sizes.get(volume, 0))
+                plan.images.append(build.Image(filename, size, copied))
+                root = size if volume == "root" else root
+
+    def _find_image(self, vm, source, volume):
+        """``(size, source)`` of an image to copy."""
+        source = build.Source(self.pool_of(source), source, IMAGES[volume])
+        there = self.images_on_disk(source.vm).get(volume)
+        if there is None:
+            raise StoragePoolException(
+                f"VM {vm.name}: {source.path} in pool {source.pool.name}, of which it gets a copy,"
+                " is not there; bring it back, or take another template"
+            )
+        return there[0], source
+
+    def _kernels(self, vm, registry):
+        """``(whether there is a kernel, the directory to copy it from)``."""
+        version = registry.get("default_kernel")
+        try:
+            os.close(files.open_dir(self.root, KERNELS))
+        except OSError:
+            return False, None
+        if version is None or "/" in version:
+            return False, None
+        path = os.path.join(KERNELS, version)
+        if "root" in vm.images and not vm.klass.is_hvm:
+            self._check_kernels(vm, path)
+        return True, path
+
+    def _check_kernels(self, vm, path):
+        try:
+            with files.closing(files.open_dir(self.root, path)) as fd:
+                there = [
+                    name
+                    for name in build.KERNEL_FILES
+                    if (found := files.exists(fd, name)) and stat.S_ISREG(found.st_mode)
+                ]
+        except OSError:
+            there = []
+        lacking = [os.path.join(path, n) for n in build.KERNEL_FILES if n not in there]
+        if lacking:
+            raise StoragePoolException(
+                f"VM {vm.name}: {', '.join(lacking)} is not there to be copied; install that kernel"
+                " or set another default_kernel"
+            )
+
+    def _needed(self, plan):
+        """How many bytes the copies of a plan take, 0 where their blocks are shared."""
+        needed = 0
+        with files.closing(plan.pool.open()) as fd:
+            here = os.fstat(fd).st_dev if image.shares_blocks(fd) else None
+        for wanted in plan.images:
+            if wanted.source:
+                with wanted.source.opened() as source:
+                    found = os.fstat(source)
+                needed += found.st_blocks * 512 if found.st_dev != here else 0
+        return needed

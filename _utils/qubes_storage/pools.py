@@ -1,0 +1,381 @@
+"""The verbs on pools: list, info, diff, add, set, remove, orphans."""
+
+import os
+
+from qubes_storage import files, guards
+from qubes_storage.declared import Declared, foreign
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.pool import (
+    CONF,
+    Pool,
+    in_force,
+    list_drivers,
+    make_pool,
+    pool_class,
+    schema,
+)
+from qubes_storage.values import check_pool_name, normalise, shown
+from qubes_storage.vm import SUBDIRS, VM
+
+_PLACE = ("driver", "class", "dir_path")  # what cannot change under the VMs in a pool
+
+
+class Pools:
+    """The part of :py:class:`~qubes_storage.system.System` that is about pools."""
+
+    def list_pools(self):
+        """``{name: {option: value}}`` as storage.conf has it."""
+        return {name: dict(config) for name, config in self.sections().items()}
+
+    def list_drivers(self):
+        """The names of the drivers."""
+        return list_drivers()
+
+    def vms_in(self, pool):
+        """The VMs that qubes.xml places in a pool; dom0 has no images and does not count."""
+        found = self.registry()
+        vms = (VM.of(entry, found) for entry in found.entries if _pool_of(entry) == pool)
+        return [vm for vm in vms if vm and vm.klass.name != "AdminVM"]
+
+    def pool_info(self, name):
+        """
+        What is in force for a pool, or None for none of that name.
+
+        ``driver`` or ``class``, ``dir_path`` and other options, guards; ``size``, ``used``,
+        ``free`` of its filesystem and ``provisioned``, the virtual sizes of its VMs' images, in
+        bytes (None where they cannot be told); ``vms``; ``problems``, as sentences.
+        """
+        config = self.sections().get(name)
+        if config is None:
+            return None
+        vms = self.vms_in(name)
+        word = "class" if "class" in config else "driver"
+        found = {
+            **({word: config[word]} if word in config else {}),
+            **in_force(name, config),
+            **self.guards(name),
+            **dict.fromkeys(("size", "used", "free", "provisioned")),
+            "vms": sorted(vm.name for vm in vms),
+            "problems": [*foreign(name, config), *guards.check_values(name, self.guards(name))],
+        }
+        try:
+            pool = self.get_pool(name)
+            if not isinstance(pool, Pool):
+                found["problems"].append(
+                    f"class {config['class']} is no qubes_storage.Pool: it can hold no VM here"
+                )
+                return found
+            self._check_place(name, pool)
+            guards.check_mount(self.root, name, self.guards(name))
+            found.update(pool.usage())
+            found["problems"] += self._on_disk(pool)
+            found["provisioned"] = sum(
+                size for vm in vms for size, _ in self.images_on_disk(vm).values()
+            )
+        except (OSError, StoragePoolException) as err:
+            found["problems"].append(str(err))
+        return found
+
+    def _on_disk(self, pool):
+        found = [f"directory {path} is missing" for path in pool.missing()]
+        gid = files.qubes_gid()
+        with files.closing(pool.open()) as fd:
+            for subdir in SUBDIRS:
+                there = files.exists(fd, subdir)
+                if there and gid is not None and there.st_gid != gid:
+                    path = os.path.join(pool.dir_path, subdir)
+                    found.append(f"{path} is not of group {files.GROUP}: chgrp it")
+        if self.is_absent_disk(pool):
+            found.append(f"none of its VMs is in {pool.dir_path}: is its disk mounted?")
+        return found
+
+    def is_absent_disk(self, pool):
+        """Whether VMs are registered in a pool and not one of them is there."""
+        found = self.registry()
+        some = False
+        for entry in found.entries:
+            if _pool_of(entry) != pool.name:
+                continue
+            vm = VM.of(entry, found)
+            if vm is None or vm.klass.name in ("AdminVM", "DispVM"):
+                continue
+            some = True
+            fd = pool.open_vm(vm)
+            if fd is not None:
+                os.close(fd)
+                return False
+        return some
+
+    def check_disk(self, pool):
+        """Refuse to make anything in a pool whose disk is not there."""
+        if self.is_absent_disk(pool):
+            raise StoragePoolException(
+                f"pool {pool.name}: not one of its VMs is in {pool.dir_path}, so its disk is not"
+                " mounted; mount it, or remove the VMs from the registry with qubes_vm.remove"
+            )
+
+    def pool_diff(
+        self, name, driver=None, options=None, require_mount=None, min_free=None, **config
+    ):
+        """
+        What :py:meth:`add_pool` or :py:meth:`set_pool` would change, ``{}`` for nothing.
+
+        Entries are ``{"old": ..., "new": ...}``; ``created`` is there for a new pool. Raises what
+        they would raise.
+        """
+        declared = Declared(name, driver, options, require_mount, min_free, config)
+        return self._diff(name, declared)[0]
+
+    def _diff(self, name, declared):
+        """``(changes, options of the section to set)``; everything is validated here."""
+        old = self.sections().get(name)
+        new = dict(old or {})
+        if old is None:
+            check_pool_name(name)
+            if declared.options.get("class") is None:
+                declared.options = {"driver": "xen", **declared.options}
+        new.update((k, v) for k, v in declared.options.items() if v is not None)
+        for key in [k for k, v in declared.options.items() if v is None]:
+            new.pop(key, None)
+        changes, options = self._compare(name, old, new, declared)
+        pool = make_pool(name, new, self.root)
+        if not isinstance(pool, Pool):
+            return self._with_guards(name, old, declared, changes), options
+        moved = sorted(set(changes) & set(_PLACE))
+        if old is not None and moved:
+            self._refuse_move(name, moved)
+        if old is None or "dir_path" in changes:
+            files.check_dir_path(name, pool.dir_path)
+        self._check_place(name, pool)
+        kept = {**(self.guards(name) if old is not None else {}), **declared.guards}
+        guards.check_mount(self.root, name, kept)
+        missing = pool.missing()
+        if missing:
+            self._check_parent(name, missing[0])
+            self.check_disk(pool)
+            if old is not None:
+                changes["directories"] = {"old": [], "new": missing}
+        return self._with_guards(name, old, declared, changes), options
+
+    def _compare(self, name, old, new, declared):
+        types = schema(pool_class(name, new))[0]
+        before = in_force(name, old or {})
+        before.update((k, v) for k, v in (old or {}).items() if k in ("driver", "class"))
+        changes, options = {}, {}
+        if old is None:
+            changes["created"] = {"old": None, "new": name}
+        for key, value in declared.options.items():
+            is_ = before.get(key)
+            if value is None:
+                if key in (old or {}):
+                    changes[key] = {"old": is_, "new": None}
+                    options[key] = None
+                continue
+            what = f"pool {name}: {key}"
+            wanted = normalise(key, value, types.get(key), what)
+            if old is None or is_ is None or not _same(key, is_, wanted, types.get(key)):
+                changes[key] = {"old": is_, "new": value}
+                options[key] = value
+        return changes, options
+
+    def _with_guards(self, name, old, declared, changes):
+        before = self.guards(name) if old is not None else {}
+        for key, value in declared.guards.items():
+            if not guards.same(key, before.get(key), value):
+                changes[key] = {"old": before.get(key), "new": value}
+        return changes
+
+    def _refuse_move(self, name, moved):
+        vms = self.vms_in(name)
+        if vms:
+            raise StoragePoolException(
+                f"pool {name}: {', '.join(moved)} cannot change while VMs lie in it"
+                f" ({shown(vm.name for vm in vms)}); migrate or remove them first, or declare another pool"
+            )
+
+    def _check_parent(self, name, path):
+        parent = os.path.dirname(path.rstrip("/"))
+        try:
+            os.close(files.open_dir(self.root, parent))
+        except OSError as err:
+            raise StoragePoolException(
+                f"pool {name}: {parent}: {err.strerror}; make it, or mount its disk, first: a"
+                " parent is never made in silence",
+                waits_for=("path", parent),
+            ) from err
+
+    def _check_place(self, name, pool):
+        """Two pools never share a directory, and none lies where another keeps its VMs."""
+        here = self._real(pool.dir_path)
+        for other, config in self.sections().items():
+            path = in_force(other, config).get("dir_path")
+            if other == name or not path:
+                continue
+            there = self._real(path)
+            if here == there:
+                problem = f"is the directory of pool {other} too"
+            elif any(_inside(here, os.path.join(there, s)) for s in SUBDIRS):
+                problem = f"lies in the VM directories of pool {other} ({path})"
+            elif any(_inside(there, os.path.join(here, s)) for s in SUBDIRS):
+                problem = f"has pool {other} ({path}) in its VM directories"
+            else:
+                continue
+            raise StoragePoolException(
+                f"pool {name}: dir_path {pool.dir_path} {problem}; give each a directory of its own"
+            )
+
+    def _real(self, path):
+        """Where a directory really lies, also one that is not there yet."""
+        rest = []
+        path = os.path.normpath(path)
+        while True:
+            try:
+                with files.closing(files.open_dir(self.root, path)) as fd:
+                    return os.path.join(os.readlink(f"/proc/self/fd/{fd}"), *reversed(rest))
+            except OSError:
+                path, last = os.path.split(path)
+                rest.append(last)
+                if not last:
+                    return os.path.join("/", *reversed(rest))
+
+    def add_pool(
+        self, name, driver=None, options=None, require_mount=None, min_free=None, **config
+    ):
+        """
+        Add a pool: its directories, its guards, and last its section in storage.conf.
+
+        Returns the changes. Raises :py:class:`StoragePoolException` if it is there already.
+        """
+        return self._write(
+            name, Declared(name, driver, options, require_mount, min_free, config), False
+        )
+
+    def set_pool(
+        self, name, driver=None, options=None, require_mount=None, min_free=None, **config
+    ):
+        """Change a pool that is there: only what is declared; None removes an option."""
+        return self._write(
+            name, Declared(name, driver, options, require_mount, min_free, config), True
+        )
+
+    def _write(self, name, declared, exists):
+        self._check_exists(name, exists)
+        self._diff(name, declared)  # before the lock, which would make a missing qubes.xml
+        with self.locked():
+            self._check_exists(name, exists)
+            changes, options = self._diff(name, declared)
+            if not changes:
+                return changes
+            pool = make_pool(name, self._after(name, options), self.root)
+            guarded = {k: v for k, v in declared.guards.items() if k in changes}
+            if not exists:
+                stale = set(self.guards(name)) - set(guarded)
+                guarded.update(dict.fromkeys(stale))
+            if isinstance(pool, Pool):
+                pool.create()
+            if guarded:
+                self.edit_conf(guards.PATH, name, guarded)
+            if options and self.edit_conf(CONF, name, options) and name != "default":
+                self.get_pool("default").create()
+        return changes
+
+    def _check_exists(self, name, exists):
+        there = name in self.sections()
+        if there and not exists:
+            raise StoragePoolException(
+                f"pool {name}: is in {CONF} already; change it with qubes_pool.set"
+            )
+        if exists and not there:
+            raise StoragePoolException(
+                f"pool {name}: is not in {CONF}; add it with qubes_pool.add",
+                waits_for=("pool", name),
+            )
+
+    def _after(self, name, options):
+        after = {**self.sections().get(name, {}), **options}
+        return {k: v for k, v in after.items() if v is not None}
+
+    def pool_remove_diff(self, name, purge=False):
+        """What :py:meth:`remove_pool` would change; raises what it would raise."""
+        if name not in self.sections():
+            return {}
+        if name == "default":
+            raise StoragePoolException(
+                f"pool default: stays in {CONF}: R3.2's own tools load no VM without it"
+            )
+        vms = self.vms_in(name)
+        if vms:
+            raise StoragePoolException(
+                f"pool {name}: VMs lie in it ({shown(vm.name for vm in vms)}); migrate or remove them first"
+            )
+        changes = {"removed": {"old": name, "new": None}}
+        for guard, value in self.guards(name).items():
+            changes[guard] = {"old": value, "new": None}
+        empty = self._empty_dirs(name) if purge else []
+        if empty:
+            changes["directories"] = {"old": empty, "new": []}
+        return changes
+
+    def _empty_dirs(self, name):
+        """The directories of a pool that hold nothing, the innermost first."""
+        try:
+            pool = self.get_pool(name)
+            fd = pool.open()
+        except (AttributeError, StoragePoolException):
+            return []
+        with files.closing(fd):
+            names = set(os.listdir(fd))
+            found = []
+            for subdir in SUBDIRS:
+                if subdir in names and _is_empty(fd, subdir):
+                    found.append(os.path.join(pool.dir_path, subdir))
+            if len(found) == len(names):
+                found.append(pool.dir_path)
+        return found
+
+    def remove_pool(self, name, purge=False):
+        """
+        Remove a pool from storage.conf; images are never deleted.
+
+        ``purge`` removes those of its directories that are empty. Returns the changes, ``{}`` for a
+        pool that is not there.
+        """
+        if not self.pool_remove_diff(name, purge):
+            return {}
+        with self.locked():
+            changes = self.pool_remove_diff(name, purge)
+            if not changes:
+                return {}
+            self.edit_conf(CONF, name)
+            self.edit_conf(guards.PATH, name)
+            for path in changes.get("directories", {"old": []})["old"]:
+                self._rmdir(path)
+        return changes
+
+    def _rmdir(self, path):
+        parent, name = os.path.split(path.rstrip("/"))
+        with files.closing(files.open_dir(self.root, parent)) as fd:
+            os.rmdir(name, dir_fd=fd)
+
+
+def _pool_of(entry):
+    return entry.attrs.get("pool_name", "default")
+
+
+def _same(key, old, wanted, type_):
+    try:
+        return normalise(key, old, type_) == wanted
+    except InvalidInput:
+        return False
+
+
+def _inside(path, directory):
+    return path == directory or path.startswith(directory + "/")
+
+
+def _is_empty(dir_fd, name):
+    try:
+        with files.closing(files.open_subdir(dir_fd, name)) as fd:
+            return not os.listdir(fd)
+    except OSError:
+        return False

@@ -1,0 +1,137 @@
+"""connect(root): this machine's pools and VMs, from storage.conf and qubes.xml."""
+
+import contextlib
+import os
+import stat
+
+from qubes_storage import files, guards, registry
+from qubes_storage.conf import Conf
+from qubes_storage.exc import InvalidInput, NotSupported
+from qubes_storage.orphans import Orphans
+from qubes_storage.pool import CONF, make_pool, pick
+from qubes_storage.pools import Pools
+from qubes_storage.vms import VMs
+
+SOCKET = "/var/run/qubesd.sock"
+BACKENDS = ("auto", "local", "admin")
+_HEADER = b"""\
+# Storage pools of this machine: a section each, with a driver (or class) and its options.
+# Kept by qubes_storage, which leaves comments and order as they are; R3.2's qvm-create reads it.
+
+[default]
+driver=xen
+"""
+_cache = {}
+
+
+class _Conf:
+    """One version of a file with sections, and the pools made of it."""
+
+    def __init__(self, data, path):
+        self.sections = Conf(data or b"", path).pools()
+        self.made = {}
+
+
+def _load(root, path):
+    stamp = files.stamp(root, path)
+    cached = _cache.get((root, path))
+    if cached and stamp and cached[0] == stamp:
+        return cached[1]
+    loaded = _Conf(files.read(root, path), path)
+    if stamp:
+        _cache[root, path] = (stamp, loaded)
+    return loaded
+
+
+class System(Pools, Orphans, VMs):
+    """
+    A machine in R3.2's layout below ``root``.
+
+    Reading takes no lock and writes nothing. Whatever is written is validated first, and written
+    under R3.2's lock on qubes.xml.
+    """
+
+    backend = "local"
+
+    def __init__(self, root="/"):
+        self.root = root
+
+    def sections(self):
+        """``{pool: {option: value}}`` of storage.conf."""
+        return _load(self.root, CONF).sections
+
+    def guards(self, pool):
+        """The guards of a pool."""
+        return _load(self.root, guards.PATH).sections.get(pool, {})
+
+    def registry(self):
+        """What qubes.xml says; a machine without one has no VMs."""
+        return registry.load(self.root) or registry.empty()
+
+    def get_pool(self, name):
+        """The :py:class:`~qubes_storage.pool.Pool` of a name."""
+        loaded = _load(self.root, CONF)
+        if name not in loaded.made:
+            loaded.made[name] = make_pool(name, pick(loaded.sections, name), self.root)
+        return loaded.made[name]
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Hold the lock that every writer of storage.conf and qubes.xml takes."""
+        with registry.lock(self.root) as found:
+            yield found
+
+    def save_registry(self, changed):
+        """Save qubes.xml; the lock is held."""
+        registry.save(self.root, changed)
+
+    def edit_conf(self, path, section, options=None):
+        """Change a section of storage.conf or of the guards, or remove it; the lock is held."""
+        data = files.read(self.root, path)
+        fresh = data is None
+        conf = Conf(_HEADER if fresh and path == CONF else data or b"", path)
+        if options is None:
+            conf.remove(section)
+        else:
+            conf.edit(section, options)
+        if conf.dumps() != (data or b""):
+            os.close(files.make_dirs(self.root, os.path.dirname(path)))
+            with files.locate(self.root, path) as (fd, name):
+                files.replace(fd, name, conf.dumps())
+        return fresh
+
+
+def _has_socket(path):
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def connect(root="/", backend="auto", socket=None):
+    """
+    The machine below ``root``.
+
+    backend
+        ``local`` is R3.2's files, ``admin`` R4's Admin API; ``auto`` is ``admin`` where the socket
+        exists and root is ``/`` (or the socket was given), else ``local``.
+
+    socket : /var/run/qubesd.sock
+        Where qubesd listens.
+    """
+    if backend not in BACKENDS:
+        raise InvalidInput(
+            f"qubes_storage.backend: {backend!r} is none of {', '.join(BACKENDS)}; set one of them"
+        )
+    if not isinstance(root, (str, os.PathLike)) or not os.path.isabs(root):
+        raise InvalidInput(f"qubes_storage.root: {root!r} is not an absolute path; write one")
+    root = os.path.realpath(root)
+    if backend == "auto":
+        admin = _has_socket(socket or SOCKET) and (root == "/" or socket)
+        backend = "admin" if admin else "local"
+    if backend == "admin":
+        raise NotSupported(
+            "backend admin: this version does not speak R4's Admin API; set qubes_storage.root to"
+            " manage files in R3.2's layout, or use qvm-pool"
+        )
+    return System(root)
