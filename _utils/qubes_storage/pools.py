@@ -190,7 +190,8 @@ class Pools:
         if vms:
             raise StoragePoolException(
                 f"pool {name}: {', '.join(moved)} cannot change while VMs lie in it"
-                f" ({shown(vm.name for vm in vms)}); migrate or remove them first, or declare another pool"
+                f" ({shown(vm.name for vm in vms)}); migrate or remove them first, or"
+                " declare another pool"
             )
 
     def _check_parent(self, name, path):
@@ -306,7 +307,8 @@ class Pools:
         vms = self.vms_in(name)
         if vms:
             raise StoragePoolException(
-                f"pool {name}: VMs lie in it ({shown(vm.name for vm in vms)}); migrate or remove them first"
+                f"pool {name}: VMs lie in it ({shown(vm.name for vm in vms)}); migrate or remove"
+                " them first"
             )
         changes = {"removed": {"old": name, "new": None}}
         for guard, value in self.guards(name).items():
