@@ -126,6 +126,13 @@ class Pools:
         declared = Declared(name, driver, options, require_mount, min_free, config)
         return self._diff(name, declared)[0]
 
+    def pool_notes(
+        self, name, driver=None, options=None, require_mount=None, min_free=None, **config
+    ):
+        """What R3.2's own tools cannot do with a pool as declared, as sentences."""
+        declared = Declared(name, driver, options, require_mount, min_free, config)
+        return foreign(name, self._after(name, declared.options))
+
     def _diff(self, name, declared):
         """``(changes, options of the section to set)``; everything is validated here."""
         old = self.sections().get(name)

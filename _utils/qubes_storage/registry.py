@@ -170,14 +170,16 @@ def loads(data, path=PATH):
                 )
             found.update(attrs=attrs, head=(index, index + len(_TAG.match(data, index)[0])))
         elif found["depth"] == 1:
-            found["entries"].append([tag, attrs, index])
+            found["entries"].append([tag, attrs, index, index + len(_TAG.match(data, index)[0])])
         found["depth"] += 1
 
     def end(_):
         index = parser.CurrentByteIndex
         found["depth"] -= 1
         if found["depth"] == 1:
-            found["entries"][-1].append(index + len(_TAG.match(data, index)[0]))
+            entry = found["entries"][-1]
+            if data[entry[3] - 2 : entry[3]] != b"/>":  # else the tag was the whole element
+                entry[3] = index + len(_TAG.match(data, index)[0])
         elif not found["depth"]:
             found["tail"] = index
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 
+import qubes_storage
 from qubes_storage import files, guards, registry
 from qubes_storage.conf import Conf
 from qubes_storage.exc import InvalidInput, NotSupported
@@ -106,6 +107,39 @@ def _has_socket(path):
         return stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
         return False
+
+
+def connect_as(option):
+    """The machine that the settings name; ``option(key)`` gives the value of one, or None."""
+    return connect(
+        option("qubes_storage.root") or "/",
+        option("qubes_storage.backend") or "auto",
+        option("qubes_storage.socket"),
+    )
+
+
+def why_not(option, version):
+    """
+    Why the modules do not belong on this machine, or None where they do.
+
+    They belong in a dom0, and where ``qubes_storage.root`` or ``.backend`` is set: /srv is copied
+    into VMs too. ``version`` is that of the core they were written for.
+    """
+    if version != qubes_storage.VERSION:
+        return (
+            f"is of version {version}, but the core that this Python found is of"
+            f" {qubes_storage.VERSION} ({qubes_storage.__file__}); remove that one, or restart the"
+            " minion, which keeps what it has loaded"
+        )
+    if option("qubes_storage.root") or option("qubes_storage.backend"):
+        return None
+    places = (CONF, registry.PATH, option("qubes_storage.socket") or SOCKET)
+    if any(os.path.exists(path) for path in places):
+        return None
+    return (
+        f"this machine is no Qubes dom0 (there is none of {', '.join(places)}); set"
+        " qubes_storage.root to manage another"
+    )
 
 
 def connect(root="/", backend="auto", socket=None):

@@ -1,0 +1,251 @@
+"""
+VMs of Qubes OS and where their images lie: list, inspect, create, change and remove them.
+
+Settings are those of :py:mod:`qubes_pool <qubes_pool>`.
+"""
+
+import contextlib
+
+import qubes_storage
+from qubes_storage import system
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+__virtualname__ = "qubes_vm"
+__func_alias__ = {"list_": "list", "set_": "set"}
+VERSION = "1.0.0"  # of the core that this module speaks to
+
+
+def __virtual__():
+    reason = system.why_not(lambda key: __opts__.get(key, __pillar__.get(key)), VERSION)
+    return (False, f"qubes_vm: {reason}") if reason else __virtualname__
+
+
+def _system():
+    return system.connect_as(lambda key: __salt__["config.option"](key, None))
+
+
+@contextlib.contextmanager
+def _errors():
+    try:
+        yield
+    except qubes_storage.InvalidInput as err:
+        raise SaltInvocationError(str(err)) from err
+    except (OSError, qubes_storage.StoragePoolException) as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def list_():
+    """
+    Return the VMs of the registry: ``{name: {klass, pool, template, label}}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.list
+    """
+    with _errors():
+        return _system().list_vms()
+
+
+def info(name):
+    """
+    Return what there is of a VM, or None if there is none of that name.
+
+    ``klass``, ``pool``, ``template``, ``label``, ``dir_path``, and ``volumes``: ``{private: {path,
+    size, allocated, pool}}`` in bytes; None for the sizes of an image that is not there.
+
+    name
+        Name of the VM.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.info work
+    """
+    with _errors():
+        return _system().vm_info(name)
+
+
+def diff(
+    name,
+    klass=None,
+    template=None,
+    label=None,
+    pool=None,
+    volumes=None,
+    clone_from=None,
+    root_copy_from=None,
+    migrate=False,
+    absent=False,
+    purge=False,
+):
+    """
+    Return what :py:func:`create`, :py:func:`set` or, with ``absent``, :py:func:`remove` would
+    change.
+
+    Entries are ``{key: {"old": ..., "new": ...}}``, with ``created`` for a VM that is not there;
+    ``{}`` means that nothing would. Nothing is written. What they would refuse is an error here
+    too.
+
+    name
+        Name of the VM.
+
+    absent : False
+        What removing it would change.
+
+    purge : False
+        As for :py:func:`remove`.
+
+    klass, template, label, pool, volumes, clone_from, root_copy_from, migrate
+        As for :py:func:`create`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.diff work template=fedora-23 label=green pool=ssd
+    """
+    with _errors():
+        if absent:
+            return _system().vm_remove_diff(name, purge)
+        return _system().vm_diff(
+            name,
+            klass=klass,
+            template=template,
+            label=label,
+            pool=pool,
+            volumes=volumes,
+            clone_from=clone_from,
+            root_copy_from=root_copy_from,
+            migrate=migrate,
+        )
+
+
+def create(
+    name,
+    klass=None,
+    template=None,
+    label=None,
+    pool=None,
+    volumes=None,
+    clone_from=None,
+    root_copy_from=None,
+    migrate=False,
+):
+    """
+    Create a VM: its directory and images, and its entry in the registry; return the changes.
+
+    name
+        Name of the VM; it must not be there.
+
+    klass : AppVM
+        AppVM, StandaloneVM, TemplateVM, NetVM, ProxyVM, HVM or TemplateHVM.
+
+    template
+        The template it runs on, by default the system's; for a TemplateVM, TemplateHVM or
+        StandaloneVM what it is copied from, by default nothing: its images start empty.
+
+    label : red
+        red, orange, yellow, green, gray, blue, purple or black (the default of templates).
+
+    pool : default
+        The pool that its images are made in.
+
+    volumes
+        Sizes of its images, at least: ``{private: 10GiB}``, short for ``{private: {size: 10GiB}}``.
+
+    clone_from
+        A VM to copy it from.
+
+    root_copy_from
+        A file to copy its root image from.
+
+    migrate : False
+        Means nothing for a new VM.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.create work template=fedora-23 label=green pool=ssd
+    """
+    with _errors():
+        return _system().create_vm(
+            name,
+            klass=klass,
+            template=template,
+            label=label,
+            pool=pool,
+            volumes=volumes,
+            clone_from=clone_from,
+            root_copy_from=root_copy_from,
+            migrate=migrate,
+        )
+
+
+def set_(
+    name,
+    klass=None,
+    template=None,
+    label=None,
+    pool=None,
+    volumes=None,
+    clone_from=None,
+    root_copy_from=None,
+    migrate=False,
+):
+    """
+    Change a VM and finish what a dead run left of it; return the changes.
+
+    Only what is given and differs changes: label, the template an AppVM runs on, and sizes, which
+    only ever grow. A class never changes, and a VM found in another pool is an error.
+
+    name
+        Name of the VM; it must be there.
+
+    klass, template, label, pool, volumes, clone_from, root_copy_from, migrate
+        As for :py:func:`create`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.set work volumes='{private: 20GiB}'
+    """
+    with _errors():
+        return _system().set_vm(
+            name,
+            klass=klass,
+            template=template,
+            label=label,
+            pool=pool,
+            volumes=volumes,
+            clone_from=clone_from,
+            root_copy_from=root_copy_from,
+            migrate=migrate,
+        )
+
+
+def remove(name, purge=False):
+    """
+    Remove a VM from the registry; return the changes, ``{}`` for one that is not there.
+
+    A template that VMs run on, a NetVM that VMs are connected to and, without ``purge``, a VM that
+    has images are refused.
+
+    name
+        Name of the VM.
+
+    purge : False
+        Also delete its images, for good.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.remove work purge=True
+    """
+    with _errors():
+        return _system().remove_vm(name, purge)

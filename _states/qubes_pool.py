@@ -1,0 +1,100 @@
+"""
+Declare storage pools of Qubes OS. ``qvm-pool`` is an alias of this module.
+
+.. code-block:: yaml
+
+    ssd:
+      qubes_pool.present:
+        - driver: xen
+        - dir_path: /mnt/ssd/qubes
+        - require_mount: /mnt/ssd
+
+    old:
+      qubes_pool.absent: []
+"""
+
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+__virtualname__ = "qubes_pool"
+__virtual_aliases__ = ("qvm-pool",)
+
+
+def __virtual__():
+    if "qubes_pool.diff" in __salt__:
+        return __virtualname__
+    return False, "qubes_pool: the execution module qubes_pool is not available here"
+
+
+def present(name, driver=None, options=None, require_mount=None, min_free=None, **config):
+    """
+    Ensure a pool has these options and its directories exist.
+
+    What is not declared is kept; None removes an option. ``driver``, ``class`` and ``dir_path``
+    cannot change while VMs lie in the pool.
+
+    name
+        Name of the pool.
+
+    driver, options, require_mount, min_free, config
+        As :py:func:`qubes_pool.add` takes them.
+    """
+    ret = {"name": name, "changes": {}, "result": True, "comment": f"Pool {name} is as declared"}
+    config = {key: value for key, value in config.items() if not key.startswith("__")}
+    declared = {
+        "driver": driver,
+        "options": options,
+        "require_mount": require_mount,
+        "min_free": min_free,
+        **config,
+    }
+    try:
+        changes = __salt__["qubes_pool.diff"](name, **declared)
+        notes = "".join(f" ({note})" for note in __salt__["qubes_pool.notes"](name, **declared))
+        if not changes:
+            return {**ret, "comment": ret["comment"] + notes}
+        verb, done = ("add", "added") if "created" in changes else ("set", "set")
+        if __opts__["test"]:
+            comment = f"Pool {name} would be {done}{notes}"
+            return {**ret, "changes": changes, "result": None, "comment": comment}
+        __salt__[f"qubes_pool.{verb}"](name, **declared)
+    except (CommandExecutionError, SaltInvocationError) as err:
+        return _not_done(ret, err)
+    return {**ret, "changes": changes, "comment": f"Pool {name} was {done}{notes}"}
+
+
+def absent(name, purge=False):
+    """
+    Ensure there is no pool of this name.
+
+    A pool that VMs lie in is an error that names them. Images are never deleted.
+
+    name
+        Name of the pool.
+
+    purge : False
+        Also remove those of its directories that are empty.
+    """
+    ret = {"name": name, "changes": {}, "result": True, "comment": f"Pool {name} is absent"}
+    try:
+        changes = __salt__["qubes_pool.diff"](name, absent=True, purge=purge)
+        if not changes:
+            return ret
+        if __opts__["test"]:
+            comment = f"Pool {name} would be removed"
+            return {**ret, "changes": changes, "result": None, "comment": comment}
+        __salt__["qubes_pool.remove"](name, purge)
+    except (CommandExecutionError, SaltInvocationError) as err:
+        return {**ret, "result": False, "comment": str(err)}
+    return {**ret, "changes": changes, "comment": f"Pool {name} was removed"}
+
+
+def _not_done(ret, err):
+    """An error; in test mode, waiting for a path that an earlier state of this run will make."""
+    kind, path = getattr(err.__cause__, "waits_for", None) or (None, None)
+    if __opts__["test"] and kind == "path":
+        root = __salt__["config.option"]("qubes_storage.root", "/").rstrip("/")
+        for low in globals().get("__lowstate__") or ():
+            made = str(low.get("name", ""))
+            if low["state"] in ("file", "mount") and made in (path, root + path):
+                return {**ret, "result": None, "comment": f"Pool {ret['name']} waits for {path}"}
+    return {**ret, "result": False, "comment": str(err)}

@@ -1,0 +1,99 @@
+#!jinja|yaml
+{#-
+Pools and VMs from pillar qubes_storage: one state a pool, one a VM.
+
+The only file that reads the pillar layout. Order in pillar does not matter: a VM requires its pool
+and its template, and what is absent goes last, VMs before templates before pools.
+
+(It is not #!py: Salt would load it as the Python module qubes_storage, in place of the core.)
+#}
+{%- set vm_keys = ["klass", "template", "label", "pool", "volumes", "clone_from", "root_copy_from",
+                   "migrate"] %}
+{%- set layout = pillar.get("qubes_storage") or {} %}
+{%- set present = {} %}
+{%- set gone = {"vms": {}, "templates": {}, "pools": {}} %}
+{%- set wrong = [] %}
+{%- set parts = {"pools": {}, "vms": {}} %}
+{%- if layout is not mapping %}
+  {%- do wrong.append("pillar qubes_storage is " ~ layout ~ ", not a map of pools and vms") %}
+  {%- set layout = {} %}
+{%- endif %}
+{%- for key, part in layout.items() %}
+  {%- if key not in parts %}
+    {%- do wrong.append("pillar qubes_storage has " ~ key ~ "; it takes pools and vms") %}
+  {%- elif part is not none and part is not mapping %}
+    {%- do wrong.append("pillar qubes_storage:" ~ key ~ " is " ~ part ~ ", not a map by name") %}
+  {%- else %}
+    {%- for name, config in (part or {}).items() %}
+      {%- if config is none or config is mapping %}
+        {%- do parts[key].update({name: config or {}}) %}
+      {%- else %}
+        {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ " is " ~ config
+                            ~ ", not a map of options") %}
+      {%- endif %}
+    {%- endfor %}
+  {%- endif %}
+{%- endfor %}
+
+{%- for comment in wrong %}
+  {%- do present.update({comment: {"test.fail_without_changes": [{"comment": comment}]}}) %}
+{%- endfor %}
+
+{%- for name, config in parts.pools.items() %}
+  {%- if config.get("absent") %}
+    {%- do gone.pools.update({"pool " ~ name: {"qubes_pool.absent": [
+          {"name": name}, {"purge": config.get("purge", False)}]}}) %}
+  {%- else %}
+    {%- do present.update({"pool " ~ name: {"qubes_pool.present": [
+          {"name": name}, {"options": config}]}}) %}
+  {%- endif %}
+{%- endfor %}
+
+{%- set templates = [] %}
+{%- for name, config in parts.vms.items() if config.get("klass") == "TemplateVM" %}
+  {%- do templates.append(name) %}
+{%- endfor %}
+{%- for name, config in parts.vms.items() %}
+  {%- if config.get("absent") %}
+    {#- What a VM is tells the registry better than a pillar that only says that it goes. #}
+    {%- set there = salt["qubes_vm.list"]().get(name, {}) if "qubes_vm.list" in salt else {} %}
+    {%- set klass = there.get("klass") or config.get("klass") or "" %}
+    {%- set kind = "templates" if (klass | string).startswith("Template") else "vms" %}
+    {%- do gone[kind].update({"VM " ~ name: {"qubes_vm.absent": [
+          {"name": name}, {"purge": config.get("purge", False)}]}}) %}
+  {%- else %}
+    {%- set unknown = config.keys() | reject("in", vm_keys) | map("string") | sort %}
+    {%- if unknown %}
+      {%- set comment = "VM " ~ name ~ " takes no " ~ unknown | join(", ") ~ "; it takes "
+                        ~ vm_keys | join(", ") %}
+      {%- do present.update({"VM " ~ name: {"test.fail_without_changes": [
+            {"comment": comment}]}}) %}
+    {%- else %}
+      {%- set require = [] %}
+      {%- set pool = config.get("pool", "default") %}
+      {%- if pool is string and pool in parts.pools and not parts.pools[pool].get("absent") %}
+        {%- do require.append("pool " ~ pool) %}
+      {%- endif %}
+      {%- set sources = [config.get("template"), config.get("clone_from")]
+                        | select("string") | list %}
+      {#- Who declares neither runs on the default template, maybe the first that this run makes. #}
+      {%- set runs = config.get("klass", "AppVM") in ["AppVM", "NetVM", "ProxyVM"] %}
+      {%- for other in sources or (templates if runs else []) %}
+        {%- if other in parts.vms and other != name and not parts.vms[other].get("absent") %}
+          {%- do require.append("VM " ~ other) %}
+        {%- endif %}
+      {%- endfor %}
+      {%- set arguments = [{"name": name}, {"require": require}] %}
+      {%- for key, value in config.items() %}
+        {%- do arguments.append({key: value}) %}
+      {%- endfor %}
+      {%- do present.update({"VM " ~ name: {"qubes_vm.present": arguments}}) %}
+    {%- endif %}
+  {%- endif %}
+{%- endfor %}
+{%- do present.update(gone.vms) %}
+{%- do present.update(gone.templates) %}
+{%- do present.update(gone.pools) %}
+{%- for id, body in present.items() %}
+{{ id | json }}: {{ body | yaml }}
+{%- endfor %}
