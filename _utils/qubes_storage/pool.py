@@ -247,8 +247,18 @@ def make_pool(name, config, root="/"):
             f"pool {name}: {what} refuses its options: {type(err).__name__}: {err}"
         ) from err
     if isinstance(pool, Pool):
+        if not is_place(pool.dir_path):
+            raise InvalidInput(
+                f"pool {name}: dir_path {pool.dir_path!r} is not an absolute path; write one such"
+                " as /mnt/ssd/qubes"
+            )
         pool.root = root
     return pool
+
+
+def is_place(path):
+    """Whether a path of storage.conf says where something lies, whoever reads it, from wherever."""
+    return path.startswith("/") and "\0" not in path
 
 
 def pick(pools, name):

@@ -3,12 +3,14 @@
 import os
 
 from qubes_storage import files, guards
+from qubes_storage.conf import Conf
 from qubes_storage.declared import Declared, foreign
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.pool import (
     CONF,
     Pool,
     in_force,
+    is_place,
     list_drivers,
     make_pool,
     pool_class,
@@ -136,9 +138,10 @@ class Pools:
     def _diff(self, name, declared):
         """``(changes, options of the section to set)``; everything is validated here."""
         old = self.sections().get(name)
-        new = dict(old or {})
         if old is None:
             check_pool_name(name)
+        new = self._section(name)
+        if old is None:
             if declared.options.get("class") is None:
                 declared.options = {"driver": "xen", **declared.options}
         new.update((k, v) for k, v in declared.options.items() if v is not None)
@@ -146,6 +149,8 @@ class Pools:
             new.pop(key, None)
         changes, options = self._compare(name, old, new, declared)
         pool = make_pool(name, new, self.root)
+        self._check_edit(CONF, name, options)
+        self._check_edit(guards.PATH, name, declared.guards)
         if not isinstance(pool, Pool):
             return self._with_guards(name, old, declared, changes), options
         moved = sorted(set(changes) & set(_PLACE))
@@ -163,6 +168,19 @@ class Pools:
             if old is not None:
                 changes["directories"] = {"old": [], "new": missing}
         return self._with_guards(name, old, declared, changes), options
+
+    def _section(self, name):
+        """What storage.conf says for a pool; for one that is not there, what [DEFAULT] says."""
+        found = self.sections().get(name)
+        return dict(found) if found is not None else self._conf(CONF).own("DEFAULT")
+
+    def _conf(self, path):
+        return Conf(files.read(self.root, path) or b"", path)
+
+    def _check_edit(self, path, name, options):
+        """Refuse, before anything is made, what could not be written so that it is read back."""
+        if options:
+            self._conf(path).edit(name, options)
 
     def _compare(self, name, old, new, declared):
         types = schema(pool_class(name, new))[0]
@@ -217,7 +235,7 @@ class Pools:
         here = self._real(pool.dir_path)
         for other, config in self.sections().items():
             path = in_force(other, config).get("dir_path")
-            if other == name or not path:
+            if other == name or not path or not is_place(path):
                 continue
             there = self._real(path)
             if here == there:
@@ -300,7 +318,7 @@ class Pools:
             )
 
     def _after(self, name, options):
-        after = {**self.sections().get(name, {}), **options}
+        after = {**self._section(name), **options}
         return {k: v for k, v in after.items() if v is not None}
 
     def pool_remove_diff(self, name, purge=False):

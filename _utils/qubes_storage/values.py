@@ -91,6 +91,12 @@ def as_text(option, value, what):
     if isinstance(value, bytes) or not isinstance(value, (str, int, float)):
         kind = type(value).__name__
         raise InvalidInput(f"{what}: option {option} is a {kind}; write a text or a number")
+    try:
+        str(value).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as err:
+        raise InvalidInput(
+            f"{what}: option {option}: {value!r} cannot be written in UTF-8"
+        ) from err
     return str(value)
 
 
