@@ -95,6 +95,8 @@ class Planning:
         vm = self.find_vm(name)
         if vm is None:
             return self._plan_new(name, klass, template, label, pool, sizes, standalone)
+        if standalone:
+            template = None  # what its root was copied from matters at creation only
         return self._compare_vm(vm, klass, template, label, pool, sizes, migrate), None
 
     def _compare_vm(self, vm, klass, template, label, pool, sizes, migrate):

@@ -131,8 +131,9 @@ class VM:
         name = entry.attrs.get("name")
         if klass is None or not name:
             return None
-        template = registry.by_qid.get(entry.attrs.get("template_qid"))
-        if klass is KLASSES["AppVM"] and not template:
+        qid = entry.attrs.get("template_qid", "none")
+        template = registry.by_qid.get(qid)
+        if klass is KLASSES["AppVM"] and qid.lower() == "none":
             klass = KLASSES["StandaloneVM"]
         return cls(
             name,
@@ -150,7 +151,8 @@ class VM:
 
         A name with a slash cannot come from us, and would lead out of the pool.
         """
-        name = f"{self.template}-dvm" if self.klass.name == "DispVM" else self.name
+        saved = self.klass.name == "DispVM" and self.template
+        name = f"{self.template}-dvm" if saved else self.name
         if "/" in name or "\0" in name or name in (".", ".."):
             raise InvalidInput(f"VM {name!r}: the name leads out of its pool; mend it in qubes.xml")
         return name

@@ -17,7 +17,7 @@ class VMs(Planning):
     def list_vms(self):
         """``{name: {klass, pool, template, label}}`` of the registry."""
         found = self.registry()
-        vms = (VM.of(entry, found) for entry in found.entries)
+        vms = (VM.of(entry, found) for entry in found.by_name.values())
         return {vm.name: self._summary(vm) for vm in vms if vm}
 
     @staticmethod
