@@ -10,12 +10,12 @@ import os
 import re
 
 import pytest
-
 import qubes_storage
 from qubes_storage import conf
 from qubes_storage.drivers import xen
 from qubes_storage.pool import in_force, pool_class
 from qubes_storage.vm import KLASSES, VM
+
 from tests.r32.cases import cases, raw, text
 from tests.r32.conftest import as_user, give, tree
 

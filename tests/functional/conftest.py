@@ -1,0 +1,77 @@
+"""Salt's own loader on this tree's modules and states, and on a real root."""
+
+import shutil
+
+import pytest
+import salt._logging.impl
+from saltfactories.utils.functional import Loaders
+
+from tests.conftest import TREE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_log_kept_for_later():
+    """Salt keeps what it logs until a command line sets logging up, which never comes here."""
+    salt._logging.impl.shutdown_temp_handler()
+
+
+@pytest.fixture(scope="session")
+def salt_factories_config(tmp_path_factory):
+    """A root_dir of our own: the scripts in the shared one name another virtual environment."""
+    return {"root_dir": str(tmp_path_factory.mktemp("salt"))}
+
+
+@pytest.fixture(scope="session")
+def minion_config(tmp_path_factory):
+    """Overrides for a masterless minion that loads the tree in place, with no sync."""
+    tree = tmp_path_factory.mktemp("tree")  # the checkout itself would offer setup.py as a module
+    for name in ("_modules", "_states", "_utils"):
+        (tree / name).symlink_to(TREE / name)
+    return {
+        "file_client": "local",
+        "module_dirs": [str(tree)],
+        "file_roots": {"base": [str(tmp_path_factory.mktemp("file_root"))]},
+        "pillar_roots": {"base": [str(tmp_path_factory.mktemp("pillar"))]},
+    }
+
+
+@pytest.fixture(scope="session")
+def minion_opts(salt_factories, minion_config):
+    """Options as a minion reads them."""
+    return salt_factories.salt_minion_daemon("loaders", overrides=minion_config).config.copy()
+
+
+@pytest.fixture
+def loaders(minion_opts, root):
+    """Loaders whose machine is ``root``."""
+    loaders = Loaders({**minion_opts, "qubes_storage.root": str(root)})
+    yield loaders
+    shutil.rmtree(loaders.opts["cachedir"], ignore_errors=True)
+
+
+@pytest.fixture
+def modules(loaders):
+    """Execution modules."""
+    return loaders.modules
+
+
+@pytest.fixture
+def states(loaders):
+    """State modules; ``test=True`` is a keyword of each call."""
+    return loaders.states
+
+
+@pytest.fixture(params=[False, True], ids=["apply", "test"])
+def testmode(request):
+    """Each idempotent state says the same in both modes."""
+    return request.param
+
+
+def snapshot(root):
+    """Everything below root that a write would change: names, modes, sizes, times, links."""
+    found = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        stat = path.lstat()
+        target = path.readlink() if path.is_symlink() else None
+        found[str(path)] = (stat.st_mode, stat.st_size, stat.st_mtime_ns, stat.st_ino, target)
+    return found

@@ -1,0 +1,50 @@
+"""The docstring is the manual: sys.doc shows each function with a line to paste."""
+
+import ast
+import inspect
+
+import pytest
+from saltfactories.utils.functional import Loaders
+
+from tests.conftest import TREE
+
+
+def exported(module):
+    """The functions of an execution module, by the names that users type."""
+    tree = ast.parse((TREE / "_modules" / f"{module}.py").read_text(encoding="utf-8"))
+    names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+    return [f"{module}.{name.rstrip('_')}" for name in names if not name.startswith("_")]
+
+
+FUNCTIONS = [*exported("qubes_pool"), *exported("qubes_vm")]
+
+
+def test_every_verb_of_the_interface_is_there():
+    pool = {"list", "info", "drivers", "diff", "add", "set", "remove", "orphans"}
+    assert {f"qubes_pool.{verb}" for verb in pool} <= set(FUNCTIONS)
+    vm = {"list", "info", "diff", "create", "set", "remove"}
+    assert {f"qubes_vm.{verb}" for verb in vm} <= set(FUNCTIONS)
+
+
+@pytest.fixture(scope="module")
+def loaded(minion_opts, tmp_path_factory):
+    """One loader for all functions, for sys.doc loads every module that Salt has."""
+    root = str(tmp_path_factory.mktemp("root"))
+    return Loaders({**minion_opts, "qubes_storage.root": root}).modules
+
+
+@pytest.fixture(scope="module")
+def docs(loaded):
+    """What ``qubesctl sys.doc`` shows."""
+    return loaded.sys.doc("qubes_pool", "qubes_vm")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_help_shows_its_own_line_and_every_argument(loaded, docs, function):
+    doc = docs[function]
+    assert "CLI Example:" in doc
+    assert f"qubesctl {function}" in doc
+    told = {word for line in doc.splitlines() for word in line.split(" : ")[0].split(", ")}
+    told = {word.strip() for word in told}
+    for argument in inspect.signature(loaded[function]).parameters:
+        assert argument in told, f"{argument} is not told of"
