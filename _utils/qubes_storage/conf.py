@@ -177,11 +177,9 @@ class Conf:
                 if at.line > start and self._header_of(at.line) == start:
                     stop = max(stop, at.line, *at.more)
             drop.update(range(start, stop + 1))
-            above = start - 1
-            below = stop + 1
-            blank = above >= 0 and below < len(self.lines)
-            if blank and not self.lines[above].strip() and not self.lines[below].strip():
-                drop.add(above)
+            above, below = self.lines[start - 1 : start], self.lines[stop + 1 : stop + 2]
+            if above and not above[0].strip() and not (below and below[0].strip()):
+                drop.add(start - 1)
         self._rewrite([line for n, line in enumerate(self.lines) if n not in drop])
 
     def _header_of(self, line):
@@ -198,9 +196,10 @@ class Conf:
         lines = list(self.lines)
         if lines and not lines[-1].endswith(b"\n"):
             lines[-1] += self._newline
-        if lines and lines[-1].strip():
-            lines.append(self._newline)
-        lines.append(b"[" + _encode(section) + b"]" + self._newline)
+        blank = [self._newline]
+        spaced = bool(lines) and not lines[-1].strip()  # as R3.2 writes it, after each section
+        header = b"[" + _encode(section) + b"]" + self._newline
+        lines += [header, *blank] if spaced else [*(blank if lines else ()), header]
         self._rewrite(lines)
         if section not in self.headers:
             raise InvalidInput(f"pool {section!r}: is no name that a section of storage.conf takes")

@@ -1,5 +1,6 @@
 """The verbs on pools: list, info, diff, add, set, remove, orphans."""
 
+import contextlib
 import os
 
 from qubes_storage import files, guards
@@ -141,9 +142,8 @@ class Pools:
         if old is None:
             check_pool_name(name)
         new = self._section(name)
-        if old is None:
-            if declared.options.get("class") is None:
-                declared.options = {"driver": "xen", **declared.options}
+        if old is None and declared.options.get("class") is None:
+            declared.options = {"driver": "xen", **declared.options}
         new.update((k, v) for k, v in declared.options.items() if v is not None)
         for key in [k for k, v in declared.options.items() if v is None]:
             new.pop(key, None)
@@ -297,13 +297,31 @@ class Pools:
             if not exists:
                 stale = set(self.guards(name)) - set(guarded)
                 guarded.update(dict.fromkeys(stale))
-            if isinstance(pool, Pool):
-                pool.create()
-            if guarded:
-                self.edit_conf(guards.PATH, name, guarded)
-            if options and self.edit_conf(CONF, name, options) and name != "default":
-                self.get_pool("default").create()
+            with self._made(pool):
+                if guarded:
+                    self.edit_conf(guards.PATH, name, guarded)
+                if options and self.edit_conf(CONF, name, options) and name != "default":
+                    self.get_pool("default").create()
         return changes
+
+    @contextlib.contextmanager
+    def _made(self, pool):
+        """Make the directories of a pool; if its section is not written then, take them away."""
+        made = pool.missing() if isinstance(pool, Pool) else []
+        try:
+            if made:
+                pool.create()
+            yield
+        except BaseException as err:
+            for path in reversed(made):
+                with contextlib.suppress(OSError):
+                    self._rmdir(path)
+            if isinstance(err, OSError):
+                raise StoragePoolException(
+                    f"pool {pool.name}: {os.path.dirname(CONF)}: {err.strerror}; run as root, for"
+                    " files there are written beside and renamed"
+                ) from err
+            raise
 
     def _check_exists(self, name, exists):
         there = name in self.sections()
