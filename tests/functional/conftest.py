@@ -1,7 +1,5 @@
 """Salt's own loader on this tree's modules and states, and on a real root."""
 
-import shutil
-
 import pytest
 import salt._logging.impl
 from saltfactories.utils.functional import Loaders
@@ -41,12 +39,25 @@ def minion_opts(salt_factories, minion_config):
     return salt_factories.salt_minion_daemon("loaders", overrides=minion_config).config.copy()
 
 
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory):
+    """A link to the root that the test at hand works on; making a loader costs seconds."""
+    return tmp_path_factory.mktemp("machines") / "root"
+
+
+@pytest.fixture(scope="session")
+def session_loaders(minion_opts, machine):
+    """One set of loaders for all tests."""
+    machine.symlink_to("/nonexistent")
+    return Loaders({**minion_opts, "qubes_storage.root": str(machine)})
+
+
 @pytest.fixture
-def loaders(minion_opts, root):
+def loaders(session_loaders, machine, root):
     """Loaders whose machine is ``root``."""
-    loaders = Loaders({**minion_opts, "qubes_storage.root": str(root)})
-    yield loaders
-    shutil.rmtree(loaders.opts["cachedir"], ignore_errors=True)
+    machine.unlink()
+    machine.symlink_to(root)
+    return session_loaders
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import ast
 import inspect
 
 import pytest
-from saltfactories.utils.functional import Loaders
 
 from tests.conftest import TREE
 
@@ -27,24 +26,17 @@ def test_every_verb_of_the_interface_is_there():
 
 
 @pytest.fixture(scope="module")
-def loaded(minion_opts, tmp_path_factory):
-    """One loader for all functions, for sys.doc loads every module that Salt has."""
-    root = str(tmp_path_factory.mktemp("root"))
-    return Loaders({**minion_opts, "qubes_storage.root": root}).modules
-
-
-@pytest.fixture(scope="module")
-def docs(loaded):
+def docs(session_loaders):
     """What ``qubesctl sys.doc`` shows."""
-    return loaded.sys.doc("qubes_pool", "qubes_vm")
+    return session_loaders.modules.sys.doc("qubes_pool", "qubes_vm")
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_help_shows_its_own_line_and_every_argument(loaded, docs, function):
+def test_help_shows_its_own_line_and_every_argument(loaders, docs, function):
     doc = docs[function]
     assert "CLI Example:" in doc
     assert f"qubesctl {function}" in doc
     told = {word for line in doc.splitlines() for word in line.split(" : ")[0].split(", ")}
     told = {word.strip() for word in told}
-    for argument in inspect.signature(loaded[function]).parameters:
+    for argument in inspect.signature(loaders.modules[function]).parameters:
         assert argument in told, f"{argument} is not told of"
