@@ -10,17 +10,15 @@ import os
 import re
 
 import pytest
-
 import qubes_storage
 from qubes_storage.drivers import xen
+
 from tests.r32.cases import cases
 from tests.r32.conftest import as_user
 
 CASES = cases("C_default_pool")
 VMS = [param for param in CASES if "kwargs" in param.values[0]["input"]]
 KERNEL = "4.4.14-11"
-# What R3.2's VM takes in its constructor, and what is an attribute of qubes.xml.
-PATHS = ("private_img", "volatile_img", "icon_path")
 
 
 def set_attributes(root, tag, **attrs):
@@ -94,7 +92,7 @@ def look(root, system):
         "root_img": template,
         "icon_path": icon,
         "conf_file": os.path.join(vmdir, "vm1.conf"),
-        "firewall_conf": os.path.join(vmdir, "firewall.xml"),
+        "firewall_conf": os.path.join(vmdir, attrs["firewall_conf"]),
         "kernels_dir": kernels,
         "modules_img": f"{kernels}/modules.img",
         "modules_img_rw": False,
