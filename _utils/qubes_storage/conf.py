@@ -220,8 +220,8 @@ class Conf:
             if head.endswith((b"=", b":")) and not old.values[0]:
                 head += b" "
             above = []
-            if tail.strip() and b";" in data:
-                # A second ';' would make the comment part of the value: it gets its own line.
+            if tail.strip() and (b";" in data or not data or not tail[:1].isspace()):
+                # Beside this value the comment would be read as part of it: it gets its own line.
                 above = [tail.strip() + self._newline]
                 tail = tail[len(tail.rstrip(b"\r\n")) :]
             lines[old.line : old.line + 1] = [*above, head + data + (tail or self._newline)]

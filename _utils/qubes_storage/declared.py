@@ -48,4 +48,9 @@ class Declared:
         key = key.lower()
         if key in self.options:
             raise InvalidInput(f"pool {name}: {key} is given twice; keep one")
+        if value is not None and (key != key.strip() or not key or set(key) & set("[]=:\n\r")):
+            raise InvalidInput(
+                f"pool {name}: option {key!r} is no name that storage.conf gives back; leave out"
+                " brackets, = and :, new lines, and spaces at the ends"
+            )
         self.options[key] = value if value is None else as_text(key, value, f"pool {name}")

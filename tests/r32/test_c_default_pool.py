@@ -105,8 +105,8 @@ def test_load_and_dump_are_inverse_for_a_class(case):
     pool = xen.Pool("foo", dir_path="/x")
     assert qubes_storage.dump(pool) == "qubes_storage.drivers.xen.Pool"
     assert qubes_storage.load(qubes_storage.dump(pool)) is xen.Pool
-    given = ["qubes.storage.xen.XenStorage", "qubes.storage.xen.XenPool",
-             "qubes.storage.xen.XenPool", "os.path", "nomodule", "", "a.b.C", "os.Nope", 5]  # fmt: skip
+    storage, pool = "qubes.storage.xen.XenStorage", "qubes.storage.xen.XenPool"
+    given = [storage, pool, pool, "os.path", "nomodule", "", "a.b.C", "os.Nope", 5]
     assert len(given) == len(wanted["load"])
     for string, seen in zip(given, wanted["load"]):
         if "exception" in seen:
