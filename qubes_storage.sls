@@ -26,7 +26,8 @@ and its template, and what is absent goes last, VMs before templates before pool
   {%- else %}
     {%- for name, config in (part or {}).items() %}
       {%- if config is none or config is mapping %}
-        {%- do parts[key].update({name: config or {}}) %}
+        {#- Salt takes the ID for a name that is no text; as text, the modules refuse it. #}
+        {%- do parts[key].update({name | string: config or {}}) %}
       {%- else %}
         {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ " is " ~ config
                             ~ ", not a map of options") %}

@@ -6,6 +6,7 @@ import sys
 import tempfile
 
 import pytest
+import salt._logging.impl
 
 TREE = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TREE / "_utils"))
@@ -37,3 +38,15 @@ def scratch():
     yield make
     for place in made:
         shutil.rmtree(place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_log_kept_for_later():
+    """Salt keeps what it logs until a command line sets logging up, which never comes here."""
+    salt._logging.impl.shutdown_temp_handler()
+
+
+@pytest.fixture(scope="session")
+def salt_factories_config(tmp_path_factory):
+    """A root_dir of our own: the scripts in the shared one name another virtual environment."""
+    return {"root_dir": str(tmp_path_factory.mktemp("salt"))}

@@ -1,15 +1,18 @@
 """Where an installed package keeps what a file_root keeps in ``_modules`` and ``_states``."""
 
-import importlib.util
+import pathlib
 
-
-def _dir(package):
-    return next(iter(importlib.util.find_spec(package).submodule_search_locations))
+_HERE = pathlib.Path(__file__).resolve().parent
+_TREE = _HERE.parent.parent
 
 
 def loader_dirs():
-    """The directories for Salt's loader, by the kind of module; an editable install has its own."""
-    return {
-        "modules": [_dir("qubes_storage_salt.modules")],
-        "states": [_dir("qubes_storage_salt.states")],
-    }
+    """
+    The directories for Salt's loader, by the kind of module.
+
+    In a wheel they lie beside this file; an editable install finds this file in its tree.
+    """
+    kinds = ("modules", "states")
+    if (_HERE / "modules").is_dir():
+        return {kind: [str(_HERE / kind)] for kind in kinds}
+    return {kind: [str(_TREE / f"_{kind}")] for kind in kinds}

@@ -1,22 +1,9 @@
 """Salt's own loader on this tree's modules and states, and on a real root."""
 
 import pytest
-import salt._logging.impl
 from saltfactories.utils.functional import Loaders
 
 from tests.conftest import TREE
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_log_kept_for_later():
-    """Salt keeps what it logs until a command line sets logging up, which never comes here."""
-    salt._logging.impl.shutdown_temp_handler()
-
-
-@pytest.fixture(scope="session")
-def salt_factories_config(tmp_path_factory):
-    """A root_dir of our own: the scripts in the shared one name another virtual environment."""
-    return {"root_dir": str(tmp_path_factory.mktemp("salt"))}
 
 
 @pytest.fixture(scope="session")
