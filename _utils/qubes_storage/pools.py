@@ -1,17 +1,16 @@
 """The verbs on pools: list, info, diff, add, set, remove, orphans."""
 
-import contextlib
 import os
 
 from qubes_storage import files, guards
 from qubes_storage.conf import Conf
 from qubes_storage.declared import Declared, foreign
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.placing import Placing, pool_of
 from qubes_storage.pool import (
     CONF,
     Pool,
     in_force,
-    is_place,
     list_drivers,
     make_pool,
     pool_class,
@@ -23,7 +22,7 @@ from qubes_storage.vm import SUBDIRS, VM
 _PLACE = ("driver", "class", "dir_path")  # what cannot change under the VMs in a pool
 
 
-class Pools:
+class Pools(Placing):
     """The part of :py:class:`~qubes_storage.system.System` that is about pools."""
 
     def list_pools(self):
@@ -37,7 +36,7 @@ class Pools:
     def vms_in(self, pool):
         """The VMs that qubes.xml places in a pool; dom0 has no images and does not count."""
         found = self.registry()
-        vms = (VM.of(entry, found) for entry in found.entries if _pool_of(entry) == pool)
+        vms = (VM.of(entry, found) for entry in found.entries if pool_of(entry) == pool)
         return [vm for vm in vms if vm and vm.klass.name != "AdminVM"]
 
     def pool_info(self, name):
@@ -91,31 +90,6 @@ class Pools:
         if self.is_absent_disk(pool):
             found.append(f"none of its VMs is in {pool.dir_path}: is its disk mounted?")
         return found
-
-    def is_absent_disk(self, pool):
-        """Whether VMs are registered in a pool and not one of them is there."""
-        found = self.registry()
-        some = False
-        for entry in found.entries:
-            if _pool_of(entry) != pool.name:
-                continue
-            vm = VM.of(entry, found)
-            if vm is None or vm.klass.name in ("AdminVM", "DispVM"):
-                continue
-            some = True
-            fd = pool.open_vm(vm)
-            if fd is not None:
-                os.close(fd)
-                return False
-        return some
-
-    def check_disk(self, pool):
-        """Refuse to make anything in a pool whose disk is not there."""
-        if self.is_absent_disk(pool):
-            raise StoragePoolException(
-                f"pool {pool.name}: not one of its VMs is in {pool.dir_path}, so its disk is not"
-                " mounted; mount it, or remove the VMs from the registry with qubes_vm.remove"
-            )
 
     def pool_diff(
         self, name, driver=None, options=None, require_mount=None, min_free=None, **config
@@ -219,51 +193,6 @@ class Pools:
                 " declare another pool"
             )
 
-    def _check_parent(self, name, path):
-        parent = os.path.dirname(path.rstrip("/"))
-        try:
-            os.close(files.open_dir(self.root, parent))
-        except OSError as err:
-            raise StoragePoolException(
-                f"pool {name}: {parent}: {err.strerror}; make it, or mount its disk, first: a"
-                " parent is never made in silence",
-                waits_for=("path", parent),
-            ) from err
-
-    def _check_place(self, name, pool):
-        """Two pools never share a directory, and none lies where another keeps its VMs."""
-        here = self._real(pool.dir_path)
-        for other, config in self.sections().items():
-            path = in_force(other, config).get("dir_path")
-            if other == name or not path or not is_place(path):
-                continue
-            there = self._real(path)
-            if here == there:
-                problem = f"is the directory of pool {other} too"
-            elif any(_inside(here, os.path.join(there, s)) for s in SUBDIRS):
-                problem = f"lies in the VM directories of pool {other} ({path})"
-            elif any(_inside(there, os.path.join(here, s)) for s in SUBDIRS):
-                problem = f"has pool {other} ({path}) in its VM directories"
-            else:
-                continue
-            raise StoragePoolException(
-                f"pool {name}: dir_path {pool.dir_path} {problem}; give each a directory of its own"
-            )
-
-    def _real(self, path):
-        """Where a directory really lies, also one that is not there yet."""
-        rest = []
-        path = os.path.normpath(path)
-        while True:
-            try:
-                with files.closing(files.open_dir(self.root, path)) as fd:
-                    return os.path.join(os.readlink(f"/proc/self/fd/{fd}"), *reversed(rest))
-            except OSError:
-                path, last = os.path.split(path)
-                rest.append(last)
-                if not last:
-                    return os.path.join("/", *reversed(rest))
-
     def add_pool(
         self, name, driver=None, options=None, require_mount=None, min_free=None, **config
     ):
@@ -304,25 +233,6 @@ class Pools:
                     self.get_pool("default").create()
         return changes
 
-    @contextlib.contextmanager
-    def _made(self, pool):
-        """Make the directories of a pool; if its section is not written then, take them away."""
-        made = pool.missing() if isinstance(pool, Pool) else []
-        try:
-            if made:
-                pool.create()
-            yield
-        except BaseException as err:
-            for path in reversed(made):
-                with contextlib.suppress(OSError):
-                    self._rmdir(path)
-            if isinstance(err, OSError):
-                raise StoragePoolException(
-                    f"pool {pool.name}: {os.path.dirname(CONF)}: {err.strerror}; run as root, for"
-                    " files there are written beside and renamed"
-                ) from err
-            raise
-
     def _check_exists(self, name, exists):
         there = name in self.sections()
         if there and not exists:
@@ -361,23 +271,6 @@ class Pools:
             changes["directories"] = {"old": empty, "new": []}
         return changes
 
-    def _empty_dirs(self, name):
-        """The directories of a pool that hold nothing, the innermost first."""
-        try:
-            pool = self.get_pool(name)
-            fd = pool.open()
-        except (AttributeError, StoragePoolException):
-            return []
-        with files.closing(fd):
-            names = set(os.listdir(fd))
-            found = []
-            for subdir in SUBDIRS:
-                if subdir in names and _is_empty(fd, subdir):
-                    found.append(os.path.join(pool.dir_path, subdir))
-            if len(found) == len(names):
-                found.append(pool.dir_path)
-        return found
-
     def remove_pool(self, name, purge=False):
         """
         Remove a pool from storage.conf; images are never deleted.
@@ -397,30 +290,9 @@ class Pools:
                 self._rmdir(path)
         return changes
 
-    def _rmdir(self, path):
-        parent, name = os.path.split(path.rstrip("/"))
-        with files.closing(files.open_dir(self.root, parent)) as fd:
-            os.rmdir(name, dir_fd=fd)
-
-
-def _pool_of(entry):
-    return entry.attrs.get("pool_name", "default")
-
 
 def _same(key, old, wanted, type_):
     try:
         return normalise(key, old, type_) == wanted
     except InvalidInput:
-        return False
-
-
-def _inside(path, directory):
-    return path == directory or path.startswith(directory + "/")
-
-
-def _is_empty(dir_fd, name):
-    try:
-        with files.closing(files.open_subdir(dir_fd, name)) as fd:
-            return not os.listdir(fd)
-    except OSError:
         return False

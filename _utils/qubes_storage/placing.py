@@ -1,0 +1,140 @@
+"""Where a pool may lie: not over another, not on a disk that is not there; its directories."""
+
+import contextlib
+import os
+
+from qubes_storage import files
+from qubes_storage.exc import StoragePoolException
+from qubes_storage.pool import CONF, Pool, in_force, is_place
+from qubes_storage.vm import SUBDIRS, VM
+
+
+class Placing:
+    """The part of :py:class:`~qubes_storage.system.System` that is about pools' directories."""
+
+    def is_absent_disk(self, pool):
+        """Whether VMs are registered in a pool and not one of them is there."""
+        found = self.registry()
+        some = False
+        for entry in found.entries:
+            if pool_of(entry) != pool.name:
+                continue
+            vm = VM.of(entry, found)
+            if vm is None or vm.klass.name in ("AdminVM", "DispVM"):
+                continue
+            some = True
+            fd = pool.open_vm(vm)
+            if fd is not None:
+                os.close(fd)
+                return False
+        return some
+
+    def check_disk(self, pool):
+        """Refuse to make anything in a pool whose disk is not there."""
+        if self.is_absent_disk(pool):
+            raise StoragePoolException(
+                f"pool {pool.name}: not one of its VMs is in {pool.dir_path}, so its disk is not"
+                " mounted; mount it, or remove the VMs from the registry with qubes_vm.remove"
+            )
+
+    def _check_parent(self, name, path):
+        parent = os.path.dirname(path.rstrip("/"))
+        try:
+            os.close(files.open_dir(self.root, parent))
+        except OSError as err:
+            raise StoragePoolException(
+                f"pool {name}: {parent}: {err.strerror}; make it, or mount its disk, first: a"
+                " parent is never made in silence",
+                waits_for=("path", parent),
+            ) from err
+
+    def _check_place(self, name, pool):
+        """Two pools never share a directory, and none lies where another keeps its VMs."""
+        here = self._real(pool.dir_path)
+        for other, config in self.sections().items():
+            path = in_force(other, config).get("dir_path")
+            if other == name or not path or not is_place(path):
+                continue
+            there = self._real(path)
+            if here == there:
+                problem = f"is the directory of pool {other} too"
+            elif any(_inside(here, os.path.join(there, s)) for s in SUBDIRS):
+                problem = f"lies in the VM directories of pool {other} ({path})"
+            elif any(_inside(there, os.path.join(here, s)) for s in SUBDIRS):
+                problem = f"has pool {other} ({path}) in its VM directories"
+            else:
+                continue
+            raise StoragePoolException(
+                f"pool {name}: dir_path {pool.dir_path} {problem}; give each a directory of its own"
+            )
+
+    def _real(self, path):
+        """Where a directory really lies, also one that is not there yet."""
+        rest = []
+        path = os.path.normpath(path)
+        while True:
+            try:
+                with files.closing(files.open_dir(self.root, path)) as fd:
+                    return os.path.join(os.readlink(f"/proc/self/fd/{fd}"), *reversed(rest))
+            except OSError:
+                path, last = os.path.split(path)
+                rest.append(last)
+                if not last:
+                    return os.path.join("/", *reversed(rest))
+
+    @contextlib.contextmanager
+    def _made(self, pool):
+        """Make the directories of a pool; if its section is not written then, take them away."""
+        made = pool.missing() if isinstance(pool, Pool) else []
+        try:
+            if made:
+                pool.create()
+            yield
+        except BaseException as err:
+            for path in reversed(made):
+                with contextlib.suppress(OSError):
+                    self._rmdir(path)
+            if isinstance(err, OSError):
+                raise StoragePoolException(
+                    f"pool {pool.name}: {os.path.dirname(CONF)}: {err.strerror}; run as root, for"
+                    " files there are written beside and renamed"
+                ) from err
+            raise
+
+    def _empty_dirs(self, name):
+        """The directories of a pool that hold nothing, the innermost first."""
+        try:
+            pool = self.get_pool(name)
+            fd = pool.open()
+        except (AttributeError, StoragePoolException):
+            return []
+        with files.closing(fd):
+            names = set(os.listdir(fd))
+            found = []
+            for subdir in SUBDIRS:
+                if subdir in names and _is_empty(fd, subdir):
+                    found.append(os.path.join(pool.dir_path, subdir))
+            if len(found) == len(names):
+                found.append(pool.dir_path)
+        return found
+
+    def _rmdir(self, path):
+        parent, name = os.path.split(path.rstrip("/"))
+        with files.closing(files.open_dir(self.root, parent)) as fd:
+            os.rmdir(name, dir_fd=fd)
+
+
+def pool_of(entry):
+    return entry.attrs.get("pool_name", "default")
+
+
+def _inside(path, directory):
+    return path == directory or path.startswith(directory + "/")
+
+
+def _is_empty(dir_fd, name):
+    try:
+        with files.closing(files.open_subdir(dir_fd, name)) as fd:
+            return not os.listdir(fd)
+    except OSError:
+        return False
