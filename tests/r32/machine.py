@@ -71,7 +71,7 @@ class Machine:
             ("clockvm", "default_fw_netvm", "default_netvm", "updatevm"), "None"
         )
         self.attrs.update(default_kernel=KERNEL, default_template="1" if template else "None")
-        self.elements = [DOM0]
+        self.elements = [(DOM0[0], dict(DOM0[1]))]
         for name in ("/etc/qubes", LIB, "/mnt", "/usr"):
             self.mkdir(name)
         os.chmod(self.path("/mnt"), 0o777)
@@ -80,7 +80,8 @@ class Machine:
         kernels = self.mkdir(f"{LIB}/vm-kernels/{KERNEL}", 0o2775)
         for name in ("vmlinuz", "initramfs", "modules.img"):
             (kernels / name).write_text(f"{name}\n")
-        self.write("/etc/qubes/storage.conf", conf.encode("utf-8", "surrogateescape"))
+        if conf is not None:
+            self.write("/etc/qubes/storage.conf", conf.encode("utf-8", "surrogateescape"))
         if template:
             self.add_template(TEMPLATE, LIB)
         self.write_registry()
@@ -125,7 +126,7 @@ class Machine:
         self.image(f"{vmdir}/root-cow.img", root_size)
         self.image(f"{vmdir}/volatile.img", root_size + 3 * GIB // 2)
         os.symlink(ICON, self.path(f"{vmdir}/icon.png"))
-        self.elements.append(entry)
+        self.elements.append((entry[0], dict(entry[1])))
 
     def add_pools(self):
         """The directories of every pool that storage.conf names."""
