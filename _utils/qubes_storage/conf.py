@@ -164,7 +164,7 @@ class Conf:
             cure = f"[DEFAULT] gives {', '.join(wrong)} to every pool: remove it there"
         else:
             cure = (
-                "leave out ' ;', new lines, spaces at the ends, and in an option's name : = # ; [ ]"
+                "leave out ' ;', '\"\"', new lines, spaces at the ends, and in a name : = # ; [ ]"
             )
         return f"pool {section!r}: {self.path} would not be read back as written: {shown}; {cure}"
 

@@ -152,6 +152,7 @@ def test_options_that_are_no_map_are_refused(system, root, options):
         ({"dir_path": "/opt/a", "min_free": "lots"}, "min_free: 'lots' is not a size"),
         ({"dir_path": "/opt/a", "require_mount": "opt"}, "require_mount 'opt' is not an absolute"),
         ({"dir_path": "/opt/a", "require_mount": "/opt"}, "/opt is not mounted"),
+        ({"dir_path": "/opt/a", "require_mount": "/a ; b"}, "guards.conf would not be read back"),
         ({"dir_path": "/no/parent/here"}, "/no/parent: No such file.* never made in silence"),
         ({"dir_path": "/opt/file/a"}, "dir_path /opt/file/a: Not a directory"),
         ({"dir_path": "/opt/file"}, "dir_path /opt/file: Not a directory"),
@@ -457,6 +458,12 @@ def test_guards_lie_beside_storage_conf_and_go_with_their_pool(ssd, root):
     assert changes["min_free"] == {"old": "1GiB", "new": None}
     ssd.add_pool("ssd", dir_path="/opt/ssd")
     assert ssd.guards("ssd") == {}
+
+
+def test_a_new_pool_has_no_guards_that_one_of_its_name_left_behind(system, root):
+    (root / GUARDS).write_text("[ssd]\nmin_free = 1TiB\nrequire_mount = /mnt\n")
+    system.add_pool("ssd", dir_path="/opt/ssd", min_free="1GiB")
+    assert system.guards("ssd") == {"min_free": "1GiB"}
 
 
 def test_a_guard_that_someone_else_wrote_wrong_is_a_problem_of_its_pool(ssd, root):
