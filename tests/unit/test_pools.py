@@ -456,6 +456,7 @@ def test_guards_lie_beside_storage_conf_and_go_with_their_pool(ssd, root):
     assert qubes_storage.loads((root / GUARDS).read_bytes()) == {"ssd": {"min_free": "1GiB"}}
     changes = ssd.remove_pool("ssd")
     assert changes["min_free"] == {"old": "1GiB", "new": None}
+    assert qubes_storage.loads((root / GUARDS).read_bytes()) == {}
     ssd.add_pool("ssd", dir_path="/opt/ssd")
     assert ssd.guards("ssd") == {}
 
