@@ -24,7 +24,7 @@ def parse_size(value, what="size"):
     """
     text = str(value).strip() if isinstance(value, (int, str)) else ""
     match = re.fullmatch(r"(\d{1,20})\s*([A-Za-z]*)", text, re.ASCII)
-    if isinstance(value, bool) or not match or match[2] not in _UNITS or not int(match[1]):
+    if not match or match[2] not in _UNITS or not int(match[1]):
         raise InvalidInput(
             f"{what}: {value!r} is not a size; write whole bytes, or a whole number with KiB, MiB,"
             " GiB, TiB, K, M, G, T (1024) or kB, MB, GB, TB (1000), such as 10GiB"

@@ -627,6 +627,7 @@ def test_remove_takes_the_section_and_leaves_the_directories(ssd, root):
     (root / "opt/ssd/appvms/data").touch()
     assert ssd.remove_pool("ssd") == {"removed": {"old": "ssd", "new": None}}
     assert (root / CONF).read_bytes() == SHIPPED
+    assert os.listdir(root / "etc/qubes") == ["storage.conf"], "no guards, no file of guards"
     assert (root / "opt/ssd/appvms/data").exists()
     assert ssd.remove_pool("ssd") == {}
 
