@@ -81,6 +81,18 @@ def unfinished(pool, vm):
     return [os.path.join(pool.dir_path, vm.klass.subdir, name) for name in found]
 
 
+def open_vm(pool, vm):
+    """A handle of a VM's directory, also of one that a dead run was removing, or None."""
+    fd = pool.open_vm(vm)
+    if fd is None:
+        try:
+            with files.closing(pool.open_subdir(vm.klass.subdir)) as subdir:
+                return files.open_subdir(subdir, removing(vm.dirname))
+        except (OSError, StoragePoolException):
+            return None
+    return fd
+
+
 def mend(pool, vm, registered):
     """Finish or undo what a dead run left of a VM."""
     with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
@@ -105,9 +117,6 @@ def _undo(fd, name):
     with files.closing(files.open_subdir(fd, creating(name))) as marker:
         if files.exists(marker, str(there.st_ino)):
             os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
-        elif files.exists(marker, name):
-            with contextlib.suppress(OSError):  # the place that was kept for it, if still empty
-                os.rmdir(name, dir_fd=fd)
 
 
 def check_vacant(pool, vm):
@@ -146,7 +155,7 @@ def built(plan):
             inode = _build(plan, marker)
             os.close(os.open(str(inode), os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
             os.fsync(marker)
-            _place(fd, marker, name)
+            files.rename_new(marker, fd, name)
             placed = True
             os.fsync(fd)
             yield
@@ -164,17 +173,6 @@ def built(plan):
                 ) from err
             raise
         files.remove_tree(fd, creating(name))
-
-
-def _place(fd, marker, name):
-    """Rename into place: a rename alone would replace an empty directory of somebody else's."""
-    os.mkdir(name, 0o700, dir_fd=fd)
-    try:
-        os.rename(name, name, src_dir_fd=marker, dst_dir_fd=fd)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.rmdir(name, dir_fd=fd)
-        raise
 
 
 def _build(plan, marker):

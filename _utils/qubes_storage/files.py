@@ -7,6 +7,7 @@ link, and :py:func:`at` makes a path of handle and name for what takes only path
 """
 
 import contextlib
+import ctypes
 import errno
 import grp
 import os
@@ -19,6 +20,7 @@ FILE_MODE = 0o660
 GROUP = "qubes"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_LINKS = 40
+_RENAME_NOREPLACE = 1
 
 
 def at(dir_fd, name):
@@ -247,6 +249,25 @@ def _own_as(fd, old, mode):
             if mine.st_gid != old.st_gid:
                 os.fchown(fd, -1, old.st_gid)
     os.fchmod(fd, stat.S_IMODE(old.st_mode) if mode is None else mode)
+
+
+def rename_new(from_fd, to_fd, name):
+    """
+    Move ``name`` from one directory to another; raises FileExistsError rather than replace it.
+
+    A rename alone would replace an empty directory of somebody else's.
+    """
+    with contextlib.suppress(AttributeError):  # a C library without it
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        text = os.fsencode(name)
+        if not renameat2(from_fd, text, to_fd, text, _RENAME_NOREPLACE):
+            return
+        err = ctypes.get_errno()
+        if err not in (errno.EINVAL, errno.ENOSYS):  # a filesystem without it
+            raise OSError(err, os.strerror(err), name)
+    if exists(to_fd, name):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    os.rename(name, name, src_dir_fd=from_fd, dst_dir_fd=to_fd)
 
 
 def remove_tree(dir_fd, name):

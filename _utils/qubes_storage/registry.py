@@ -285,6 +285,8 @@ def _acquire(root, held):
             mine = os.fstat(fd)
             if now and (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino):
                 held.fd = fd
+                with contextlib.suppress(OSError):  # what a dead run did not get to rename
+                    os.unlink(f".{held.name}.new", dir_fd=held.dir_fd)
                 return
             os.close(fd)
     except OSError as err:

@@ -11,6 +11,7 @@ from qubes_storage.exc import InvalidInput, NotSupported
 from qubes_storage.orphans import Orphans
 from qubes_storage.pool import CONF, make_pool, pick
 from qubes_storage.pools import Pools
+from qubes_storage.removal import Removal
 from qubes_storage.vms import VMs
 
 SOCKET = "/var/run/qubesd.sock"
@@ -44,7 +45,7 @@ def _load(root, path):
     return loaded
 
 
-class System(Pools, Orphans, VMs):
+class System(Pools, Orphans, VMs, Removal):
     """
     A machine in R3.2's layout below ``root``.
 

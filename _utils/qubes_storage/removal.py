@@ -1,0 +1,146 @@
+"""The removal of VMs: refused while others use one, or while it has images and no purge."""
+
+import os
+import stat
+
+from qubes_storage import build, files, image
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.pool import Pool
+from qubes_storage.registry import Registry
+from qubes_storage.values import format_size, shown
+from qubes_storage.vm import VM
+
+
+class Removal:
+    """The part of :py:class:`~qubes_storage.system.System` that removes VMs."""
+
+    def vm_remove_diff(self, name, purge=False):
+        """What :py:meth:`remove_vm` would change; raises what it would raise."""
+        found = self.registry()
+        vm = self.find_vm(name)
+        if vm is None:
+            left = [path for _, _, paths in self._leftovers(name) for path in paths]
+            return {"unfinished": {"old": left, "new": None}} if left else {}
+        self._check_unused(found, vm)
+        changes = {"removed": {"old": name, "new": None}}
+        there, held = self._held(vm)
+        if held and not purge:
+            images = ", ".join(f"{p} ({format_size(s)} in use)" for p, s in held.items())
+            raise StoragePoolException(
+                f"VM {name}: has images: {images}; they are deleted only with purge: true"
+            )
+        if there:
+            changes["deleted"] = {"old": sorted(held) or [there], "new": None}
+        left = self._left(vm)
+        if left:
+            changes["unfinished"] = {"old": left, "new": None}
+        return changes
+
+    def _left(self, vm):
+        """The paths of what a dead run left of a registered VM."""
+        try:
+            return build.unfinished(self.pool_of(vm), vm)
+        except StoragePoolException:
+            return []
+
+    def _leftovers(self, name):
+        """``(pool, vm, paths)`` of what a dead run left of a VM that no registry knows."""
+        if not isinstance(name, str) or "/" in name:
+            return
+        for pool_name in self.sections():
+            try:
+                pool = self.get_pool(pool_name)
+            except StoragePoolException:
+                continue
+            for klass in self.places() if isinstance(pool, Pool) else ():
+                vm = VM(name, klass, pool=pool_name)
+                paths = build.unfinished(pool, vm)
+                if paths:
+                    yield pool, vm, paths
+
+    def _check_unused(self, found: Registry, vm):
+        if vm.klass.name == "AdminVM":
+            raise InvalidInput("VM dom0: cannot be removed")
+        qid = vm.entry.attrs.get("qid")
+        for key, word in (("template_qid", "template"), ("netvm_qid", "NetVM")):
+            users = [
+                entry.attrs.get("name", "?")
+                for entry in found.entries
+                if entry is not vm.entry and self._uses(found, entry, key, qid)
+            ]
+            if users:
+                raise StoragePoolException(
+                    f"VM {vm.name}: is the {word} of {shown(users)}; give them another or"
+                    " remove them first"
+                )
+
+    @staticmethod
+    def _uses(found, entry, key, qid):
+        if key == "netvm_qid" and entry.attrs.get("uses_default_netvm") == "True":
+            return found.get("default_netvm") == qid
+        return entry.attrs.get(key) == qid
+
+    def _held(self, vm):
+        """``(directory or None, {path: allocated})`` of what a VM's directory holds."""
+        try:
+            pool = self.pool_of(vm)
+        except StoragePoolException:
+            return None, {}
+        if vm.klass.name == "DispVM":
+            return None, {}
+        fd = build.open_vm(pool, vm)
+        if fd is None:
+            return None, {}
+        with files.closing(fd):
+            path = pool.vmdir(vm)
+            held = {
+                os.path.join(path, name): files.tree_size(fd, name)
+                for name in sorted(os.listdir(fd))
+                if not stat.S_ISLNK(files.exists(fd, name).st_mode)
+            }
+            for name in vm.images.values():
+                self._check_halted(vm, fd, name)
+        return path, held
+
+    @staticmethod
+    def _check_halted(vm, fd, name):
+        if not image.measure(fd, name):
+            return
+        with files.closing(image.open_image(files.at(fd, name))) as opened:
+            device = image.used_by_loop(opened)
+        if device:
+            raise StoragePoolException(
+                f"VM {vm.name}: {name} is in use by {device}; shut the VM down first"
+            )
+
+    def remove_vm(self, name, purge=False):
+        """
+        Remove a VM from the registry, and with ``purge`` its directory and images.
+
+        Returns the changes, ``{}`` for a VM that is not there. A VM that others use, or one that
+        has images while ``purge`` is off, is refused.
+        """
+        if not self.vm_remove_diff(name, purge):
+            return {}
+        with self.locked() as registry:
+            changes = self.vm_remove_diff(name, purge)
+            vm = self.find_vm(name)
+            if vm is None:
+                for pool, left, _ in list(self._leftovers(name)):
+                    build.mend(pool, left, False)
+            elif "deleted" in changes or "unfinished" in changes:
+                with build.removed(self.pool_of(vm), vm):
+                    self.save_registry(self._without(registry, vm))
+            elif changes:
+                self.save_registry(self._without(registry, vm))
+        return changes
+
+    @staticmethod
+    def _without(registry, vm):
+        """The registry without a VM; what it was the default of has none, as R3.2's ``pop``."""
+        qid = vm.entry.attrs.get("qid")
+        attrs = {
+            k: "None" if v == qid and k != "default_kernel" else v
+            for k, v in registry.attrs.items()
+        }
+        return registry.replaced(vm.entry).copy(attrs=attrs)
