@@ -46,6 +46,10 @@ def _attributes(attrs):
         yield f' {name}="{text}"'.encode("ascii", "xmlcharrefreplace")
 
 
+def _collection(attrs):
+    return b"".join([b"<QubesVmCollection", *_attributes(attrs), b">"])
+
+
 class Entry:
     """A child element of the registry: its tag, its attributes, and its bytes if unchanged."""
 
@@ -97,7 +101,10 @@ class Registry:
 
     def copy(self, entries=None, attrs=None):
         """Another version: with other entries, or other attributes of the collection."""
-        head = self._head if attrs is None or attrs == self.attrs else None
+        head = self._head
+        if attrs not in (None, self.attrs) and head is not None:
+            before = head[: head.rindex(b"<QubesVmCollection")]
+            head = before + _collection(attrs)
         return Registry(
             self.attrs if attrs is None else attrs,
             self.entries if entries is None else entries,
@@ -133,7 +140,7 @@ class Registry:
         """The text, as bytes."""
         head = self._head
         if head is None:
-            head = b"".join([b"<QubesVmCollection", *_attributes(self.attrs), b">"])
+            head = _collection(self.attrs)
         if not self.entries and self._tail == b"\n</QubesVmCollection>\n":
             return head[:-1] + b"/>\n"
         return b"".join([head, *(p for e in self.entries for p in (e.lead, e.raw)), self._tail])
@@ -227,12 +234,13 @@ def load(root):
     cached = _cache.get(root)
     if cached and stamp and cached[0] == stamp:
         return cached[1]
-    lock = _locks.get((os.getpid(), root))
-    if lock and lock.fd is not None:
-        # Closing another descriptor of the file would drop our lock: read through this one.
-        data = os.pread(lock.fd, os.fstat(lock.fd).st_size, 0)
-    else:
-        data = files.read(root, PATH)
+    held = _held(root)
+    with held.handles:
+        if held.fd is not None:
+            # Closing another descriptor of the file would drop our lock: read through this one.
+            data = os.pread(held.fd, os.fstat(held.fd).st_size, 0)
+        else:
+            data = files.read(root, PATH)
     if data is None:
         return None
     registry = with_dom0(loads(data))
@@ -244,10 +252,16 @@ def load(root):
 class _Lock:
     def __init__(self):
         self.mutex = threading.RLock()
+        self.handles = threading.RLock()  # while the file is opened or closed
         self.depth = 0
         self.fd = None
         self.dir_fd = None
         self.name = None
+
+
+def _held(root):
+    with _guard:
+        return _locks.setdefault((os.getpid(), root), _Lock())
 
 
 @contextlib.contextmanager
@@ -258,8 +272,7 @@ def lock(root):
     It is opened again if it was replaced meanwhile, kept across a save, and made if there is none.
     It nests; there is one handle of the file in a process.
     """
-    with _guard:
-        held = _locks.setdefault((os.getpid(), root), _Lock())
+    held = _held(root)
     with held.mutex:
         if not held.depth:
             _acquire(root, held)
@@ -281,14 +294,16 @@ def _acquire(root, held):
         while True:
             fd = _open(held)
             fcntl.lockf(fd, fcntl.LOCK_EX)
-            now = files.exists(held.dir_fd, held.name)
-            mine = os.fstat(fd)
-            if now and (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino):
-                held.fd = fd
-                with contextlib.suppress(OSError):  # what a dead run did not get to rename
-                    os.unlink(f".{held.name}.new", dir_fd=held.dir_fd)
-                return
-            os.close(fd)
+            with held.handles:
+                fcntl.lockf(fd, fcntl.LOCK_EX)  # a thread that read meanwhile has dropped it
+                now = files.exists(held.dir_fd, held.name)
+                mine = os.fstat(fd)
+                if now and (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino):
+                    held.fd = fd
+                    with contextlib.suppress(OSError):  # what a dead run did not get to rename
+                        os.unlink(f".{held.name}.new", dir_fd=held.dir_fd)
+                    return
+                os.close(fd)
     except OSError as err:
         _release(held)
         raise StoragePoolException(
@@ -323,10 +338,11 @@ def _make(held):
 
 
 def _release(held):
-    for fd in (held.fd, held.dir_fd):
-        if fd is not None:
-            os.close(fd)
-    held.fd = held.dir_fd = None
+    with held.handles:
+        for fd in (held.fd, held.dir_fd):
+            if fd is not None:
+                os.close(fd)
+        held.fd = held.dir_fd = None
 
 
 def save(root, registry):
@@ -338,12 +354,13 @@ def save(root, registry):
         fcntl.lockf(fd, fcntl.LOCK_EX)
         return True
 
-    try:
-        fd = files.replace(held.dir_fd, held.name, data, files.FILE_MODE, take_over)
-    except OSError as err:
-        raise StoragePoolException(f"{PATH}: cannot be saved: {err.strerror}") from err
-    os.close(held.fd)
-    held.fd = fd
+    with held.handles:
+        try:
+            fd = files.replace(held.dir_fd, held.name, data, files.FILE_MODE, take_over)
+        except OSError as err:
+            raise StoragePoolException(f"{PATH}: cannot be saved: {err.strerror}") from err
+        os.close(held.fd)
+        held.fd = fd
     stamp = files.stamp(root, PATH)
     if stamp and stamp[2] == len(data):
         _cache[root] = (stamp, registry)
