@@ -1,227 +1,26 @@
-"""
-qubes.xml, R3.2's registry of VMs: loaded once a version, locked as R3.2 locks it, saved whole.
-
-R3.2 writes it with lxml, in ASCII: an element a VM, attributes in alphabetical order, two spaces
-before each. A save here serialises what changed and reuses the bytes of everything else, so unknown
-elements, attributes, comments and their order live on.
-"""
+"""R3.2's registry of VMs, qubes.xml: loaded once a version, locked as R3.2 does, saved whole."""
 
 import contextlib
 import fcntl
 import os
-import re
 import threading
-from xml.parsers import expat
 
 from qubes_storage import files
+from qubes_storage.collection import MAX_ID, PATH, Entry, Registry, empty, loads, with_dom0
 from qubes_storage.exc import StoragePoolException
 
-PATH = "/var/lib/qubes/qubes.xml"
-MAX_ID = 253  # R3.2: qid and netid are 1..253
-_GLOBALS = (
-    "clockvm", "default_fw_netvm", "default_kernel", "default_netvm", "default_template",
-    "updatevm",
-)  # fmt: skip
-_TAG = re.compile(rb"<[^>\"']*(?:\"[^\"]*\"[^>\"']*|'[^']*'[^>\"']*)*>")
-_DOM0 = {
-    "autostart": "False", "backup_content": "False", "backup_path": "", "backup_size": "0",
-    "conf_file": "dom0.conf", "debug": "False", "default_user": "user",
-    "dir_path": "/var/lib/qubes/servicevms/dom0", "dispvm_netvm": "none",
-    "firewall_conf": "firewall.xml", "include_in_backups": "True", "installed_by_rpm": "False",
-    "internal": "False", "label": "black", "maxmem": "0", "memory": "300", "name": "dom0",
-    "netid": "0", "pci_e820_host": "True", "pci_strictreset": "True", "pcidevs": "[]",
-    "pool_name": "default", "qid": "0", "qrexec_timeout": "60",
-    "services": "{'meminfo-writer': True}", "template_qid": "none",
-    "uses_default_dispvm_netvm": "True", "vcpus": "0",
-}  # fmt: skip
-_ESCAPES = {
-    "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\n": "&#10;", "\r": "&#13;",
-    "\t": "&#9;",
-}  # fmt: skip
-
-
-def _attributes(attrs):
-    for name, value in attrs.items():
-        text = "".join(_ESCAPES.get(char, char) for char in value)
-        yield f' {name}="{text}"'.encode("ascii", "xmlcharrefreplace")
-
-
-def _collection(attrs):
-    return b"".join([b"<QubesVmCollection", *_attributes(attrs), b">"])
-
-
-class Entry:
-    """A child element of the registry: its tag, its attributes, and its bytes if unchanged."""
-
-    __slots__ = ("attrs", "lead", "raw", "tag")
-
-    def __init__(self, tag, attrs, raw=None, lead=b"\n  "):
-        self.tag = tag
-        self.attrs = attrs
-        self.raw = raw or b"".join(
-            [b"<", tag.encode(), *_attributes(dict(sorted(attrs.items()))), b"/>"]
-        )
-        self.lead = lead
-
-    def changed(self, **attrs):
-        """The same element with other attributes; None removes one."""
-        new = {k: v for k, v in {**self.attrs, **attrs}.items() if v is not None}
-        head = _TAG.match(self.raw)[0]
-        entry = Entry(self.tag, new, lead=self.lead)
-        if not head.endswith(b"/>"):  # R3.2 writes no children, but what is inside stays inside
-            entry.raw = entry.raw[:-2] + b">" + self.raw[len(head) :]
-        return entry
-
-    @property
-    def number(self):
-        """The qid, or None where it is none that R3.2 takes."""
-        qid = self.attrs.get("qid", "")
-        return int(qid) if qid.isascii() and qid.isdigit() and int(qid) <= MAX_ID else None
-
-
-class Registry:
-    """What qubes.xml says: ``attrs`` of the collection (default_template...), and ``entries``."""
-
-    def __init__(self, attrs, entries, head=None, tail=b"\n</QubesVmCollection>\n"):
-        self.attrs = attrs
-        self.entries = entries
-        self._head = head
-        self._tail = tail
-        self.by_name = {}
-        self.by_qid = {}
-        for entry in entries:
-            if entry.tag.startswith("Qubes"):
-                self.by_name.setdefault(entry.attrs.get("name"), entry)
-                self.by_qid.setdefault(entry.attrs.get("qid"), entry)
-
-    def get(self, key):
-        """The qid that the collection's attribute ``key`` names, or None."""
-        value = self.attrs.get(key, "None")
-        return None if value.lower() == "none" else value
-
-    def copy(self, entries=None, attrs=None):
-        """Another version: with other entries, or other attributes of the collection."""
-        head = self._head
-        if attrs not in (None, self.attrs) and head is not None:
-            before = head[: head.rindex(b"<QubesVmCollection")]
-            head = before + _collection(attrs)
-        return Registry(
-            self.attrs if attrs is None else attrs,
-            self.entries if entries is None else entries,
-            head,
-            self._tail,
-        )
-
-    def unused(self, attr):
-        """The smallest number of 1..253 that no VM has as its ``qid`` or ``netid``."""
-        used = {entry.attrs.get(attr) for entry in self.entries}
-        for number in range(1, MAX_ID + 1):
-            if str(number) not in used:
-                return str(number)
-        raise StoragePoolException(
-            f"{PATH}: every {attr} from 1 to {MAX_ID} is taken; remove a VM first"
-        )
-
-    def added(self, entry):
-        """This registry and a new entry, in R3.2's order: by qid."""
-        entries = list(self.entries)
-        place = len(entries)
-        while place and (entries[place - 1].number or 0) > entry.number:
-            place -= 1
-        entries.insert(place, entry)
-        return self.copy(entries)
-
-    def replaced(self, old, new=None):
-        """This registry with ``new`` in place of an entry, or without it."""
-        entries = [new if e is old else e for e in self.entries if new or e is not old]
-        return self.copy(entries)
-
-    def dumps(self):
-        """The text, as bytes."""
-        head = self._head
-        if head is None:
-            head = _collection(self.attrs)
-        if not self.entries and self._tail == b"\n</QubesVmCollection>\n":
-            return head[:-1] + b"/>\n"
-        return b"".join([head, *(p for e in self.entries for p in (e.lead, e.raw)), self._tail])
-
-
-def empty():
-    """The collection that R3.2 makes where there is none."""
-    return Registry(dict.fromkeys(_GLOBALS, "None"), [])
-
-
-def loads(data, path=PATH):
-    """
-    The :py:class:`Registry` of a qubes.xml.
-
-    Raises :py:class:`StoragePoolException` for what is not well-formed, is not UTF-8, is something
-    else, or declares entities (R3.2 expands them; a registry has no use for one).
-    """
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    found = {"depth": 0, "entries": []}
-
-    def refuse(*_):
-        raise StoragePoolException(
-            f"{path}: declares a document type or entities; take the declaration out"
-        )
-
-    def start(tag, attrs):
-        index = parser.CurrentByteIndex
-        if not found["depth"]:
-            if tag != "QubesVmCollection":
-                raise StoragePoolException(
-                    f"{path}: is a <{tag}>, no <QubesVmCollection>; restore it from a backup in"
-                    " /var/lib/qubes/backup"
-                )
-            found.update(attrs=attrs, head=(index, index + len(_TAG.match(data, index)[0])))
-        elif found["depth"] == 1:
-            found["entries"].append([tag, attrs, index, index + len(_TAG.match(data, index)[0])])
-        found["depth"] += 1
-
-    def end(_):
-        index = parser.CurrentByteIndex
-        found["depth"] -= 1
-        if found["depth"] == 1:
-            entry = found["entries"][-1]
-            if data[entry[3] - 2 : entry[3]] != b"/>":  # else the tag was the whole element
-                entry[3] = index + len(_TAG.match(data, index)[0])
-        elif not found["depth"]:
-            found["tail"] = index
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    try:
-        data.decode("utf-8")
-        parser.Parse(data, True)
-    except (expat.ExpatError, UnicodeDecodeError, TypeError) as err:
-        raise StoragePoolException(
-            f"{path}: {err}; restore it from a backup in /var/lib/qubes/backup"
-        ) from err
-    return _assemble(data, found)
-
-
-def _assemble(data, found):
-    start, stop = found["head"]
-    head = data[:stop]
-    if data[start:stop].endswith(b"/>"):
-        return Registry(found["attrs"], [], data[: stop - 2].rstrip() + b">")
-    entries = []
-    for tag, attrs, first, last in found["entries"]:
-        entries.append(Entry(tag, attrs, data[first:last], data[stop:first]))
-        stop = last
-    return Registry(found["attrs"], entries, head, data[stop:])
-
-
-def with_dom0(registry):
-    """R3.2's load adds dom0 to a collection that lacks it."""
-    if "0" in registry.by_qid:
-        return registry
-    return registry.copy([Entry("QubesAdminVm", dict(_DOM0)), *registry.entries])
-
+__all__ = [
+    "MAX_ID",
+    "PATH",
+    "Entry",
+    "Registry",
+    "empty",
+    "load",
+    "loads",
+    "lock",
+    "save",
+    "with_dom0",
+]
 
 _cache = {}
 _locks = {}
