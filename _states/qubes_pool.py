@@ -90,11 +90,18 @@ def absent(name, purge=False):
 
 def _not_done(ret, err):
     """An error; in test mode, waiting for a path that an earlier state of this run will make."""
-    kind, path = getattr(err.__cause__, "waits_for", None) or (None, None)
-    if __opts__["test"] and kind == "path":
-        root = __salt__["config.option"]("qubes_storage.root", "/").rstrip("/")
-        for low in globals().get("__lowstate__") or ():
-            made = str(low.get("name", ""))
-            if low["state"] in ("file", "mount") and made in (path, root + path):
-                return {**ret, "result": None, "comment": f"Pool {ret['name']} waits for {path}"}
+    lacking = getattr(err.__cause__, "waits_for", ())
+    if __opts__["test"] and lacking and all(_is_declared(*pair) for pair in lacking):
+        paths = " and ".join(path for _, path in lacking)
+        return {**ret, "result": None, "comment": f"Pool {ret['name']} waits for {paths}"}
     return {**ret, "result": False, "comment": str(err)}
+
+
+def _is_declared(kind, path):
+    """Whether a state of this run makes a directory or mounts it, there or below our root."""
+    root = __salt__["config.option"]("qubes_storage.root", "/").rstrip("/")
+    places = (path.rstrip("/"), root + path.rstrip("/"))
+    return kind == "path" and any(
+        low["state"] in ("file", "mount") and str(low.get("name")) in places
+        for low in globals().get("__lowstate__") or ()
+    )

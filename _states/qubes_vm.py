@@ -107,22 +107,29 @@ def absent(name, purge=False):
 
 
 def _waits_for(name, err):
-    """In test mode, the pool or VM that an earlier state of this run is going to make."""
-    kind, needed = getattr(err.__cause__, "waits_for", None) or (None, None)
-    if not __opts__["test"] or kind not in ("pool", "VM"):
+    """In test mode, the pools and VMs that earlier states of this run are going to make."""
+    lacking = getattr(err.__cause__, "waits_for", ())
+    if not __opts__["test"] or not lacking:
         return None
-    word = "pool" if kind == "pool" else "template"
-    found = f"{word} {needed}" if needed else "a default template"
     lowstate = globals().get("__lowstate__")
-    if not lowstate:
-        return found  # a single state, run on its own: nothing tells what else will be
-    states = ("qubes_pool", "qvm-pool") if kind == "pool" else ("qubes_vm",)
+    # A single state, run on its own: nothing tells what else will be.
+    if lowstate and not all(_is_declared(name, *pair, lowstate) for pair in lacking):
+        return None
+    words = {"pool": "pool", "VM": "template", "path": "path"}
+    return " and ".join(
+        f"{words[kind]} {needed}" if needed else "a default template" for kind, needed in lacking
+    )
+
+
+def _is_declared(name, kind, needed, lowstate):
+    """Whether a state of this run makes a pool, a VM, or for None any template."""
+    states = {"pool": ("qubes_pool", "qvm-pool"), "VM": ("qubes_vm",)}.get(kind, ())
     for low in lowstate:
         if low["state"] not in states or low["fun"] != "present" or low.get("name") == name:
             continue
         if low.get("name") == needed or (not needed and "Template" in str(low.get("klass"))):
-            return found
-    return None
+            return True
+    return False
 
 
 def _made(changes, name, declared):

@@ -5,11 +5,12 @@ class StoragePoolException(Exception):
     """
     It could not be done. R3.2's own name for whatever goes wrong with a pool.
 
-    ``waits_for`` is ``("pool", name)``, ``("VM", name)`` or ``("path", path)`` where only that is
-    missing, so that who knows it is about to be made can wait for it.
+    ``waits_for`` names what is missing and nothing else wrong, so that who knows that it is about
+    to be made can wait for it: pairs such as ``("pool", name)``, ``("VM", name)`` (name None for
+    any template) or ``("path", path)``.
     """
 
-    def __init__(self, message, waits_for=None):
+    def __init__(self, message, waits_for=()):
         super().__init__(message)
         self.waits_for = waits_for
 

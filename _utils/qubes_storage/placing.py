@@ -45,13 +45,19 @@ class Placing:
             raise StoragePoolException(
                 f"pool {name}: {parent}: {err.strerror}; make it, or mount its disk, first: a"
                 " parent is never made in silence",
-                waits_for=("path", parent),
+                waits_for=[("path", parent)],
             ) from err
 
-    def _check_place(self, name, pool):
+    def _before(self, name):
+        """The sections before a pool's: of two over one directory, the later one is wrong."""
+        names = list(self.sections())
+        return names[: names.index(name)]
+
+    def _check_place(self, name, pool, among=None):
         """Two pools never share a directory, and none lies where another keeps its VMs."""
         here = self._real(pool.dir_path)
-        for other, config in self.sections().items():
+        for other in self.sections() if among is None else among:
+            config = self.sections()[other]
             path = in_force(other, config).get("dir_path")
             if other == name or not path or not is_place(path):
                 continue

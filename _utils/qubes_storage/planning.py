@@ -172,7 +172,7 @@ class Planning:
             raise StoragePoolException(
                 f"VM {name}: its template {template} is not in qubes.xml; declare or create it"
                 " first",
-                waits_for=("VM", template),
+                waits_for=[("VM", template)],
             )
         return found
 
@@ -181,8 +181,10 @@ class Planning:
         kind = KLASSES[klass or "AppVM"]
         registry = self.registry()
         runs_on = None
+        default = template is None and kind.based_on and not kind.is_hvm and not standalone
+        self._check_needs(name, pool or "default", template, default)
         if kind.based_on and not standalone:
-            if template is None and not kind.is_hvm:
+            if default:
                 template = self._default_template(name, registry)
             if template is not None:
                 runs_on = self._template(name, kind, template).name
@@ -201,6 +203,25 @@ class Planning:
         build.check_vacant(place, vm)
         registry.unused("qid")
         return self._created(vm, template, sizes, left), plan
+
+    def _check_needs(self, name, pool, template, default):
+        """Tell of all that is missing at once: who waits for one of it waits for all of it."""
+        lacking = []
+        for kind, needed in (("pool", pool), ("VM", template)):
+            try:
+                if kind == "pool":
+                    self.get_pool(needed)
+                elif default:
+                    self._default_template(name, self.registry())
+                elif needed is not None:
+                    self._source(name, needed)
+            except StoragePoolException as err:
+                if not err.waits_for:
+                    raise
+                lacking.append(err)
+        if lacking:
+            waits_for = [pair for err in lacking for pair in err.waits_for]
+            raise StoragePoolException("; ".join(map(str, lacking)), waits_for)
 
     @staticmethod
     def _created(vm, template, sizes, left):
@@ -223,7 +244,7 @@ class Planning:
             raise StoragePoolException(
                 f"VM {name}: no template is declared and the system has no default one; declare"
                 " template, or klass: StandaloneVM",
-                waits_for=("VM", None),
+                waits_for=[("VM", None)],
             )
         return entry.attrs.get("name")
 

@@ -53,7 +53,7 @@ class Pool:
             raise StoragePoolException(
                 f"pool {self.name}: {self.dir_path}: {err.strerror}; mount its disk, or make it"
                 f" with qubes_pool.set {self.name}",
-                waits_for=("pool", self.name),
+                waits_for=[("pool", self.name)],
             ) from err
 
     def open_subdir(self, subdir):
@@ -66,7 +66,7 @@ class Pool:
                 raise StoragePoolException(
                     f"pool {self.name}: {path}: {err.strerror}; make it a directory with"
                     f" qubes_pool.set {self.name}",
-                    waits_for=("pool", self.name),
+                    waits_for=[("pool", self.name)],
                 ) from err
 
     def open_vm(self, vm):
@@ -268,6 +268,6 @@ def pick(pools, name):
         raise StoragePoolException(
             f"pool {name}: unknown; {CONF} has {there}; add it with qubes_pool.add or"
             " qubes_pool.present",
-            waits_for=("pool", name),
+            waits_for=[("pool", name)],
         )
     return pools[name]

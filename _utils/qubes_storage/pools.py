@@ -1,4 +1,4 @@
-"""The verbs on pools: list, info, diff, add, set, remove, orphans."""
+"""The verbs on pools: list, info, diff, add, set, remove."""
 
 import os
 
@@ -132,7 +132,8 @@ class Pools(Placing):
             self._refuse_move(name, moved)
         if old is None or "dir_path" in changes:
             files.check_dir_path(name, pool.dir_path)
-        self._check_place(name, pool)
+        moving = old is None or "dir_path" in changes
+        self._check_place(name, pool, among=None if moving else self._before(name))
         kept = {**(self.guards(name) if old is not None else {}), **declared.guards}
         guards.check_mount(self.root, name, kept)
         missing = pool.missing()
@@ -242,7 +243,7 @@ class Pools(Placing):
         if exists and not there:
             raise StoragePoolException(
                 f"pool {name}: is not in {CONF}; add it with qubes_pool.add",
-                waits_for=("pool", name),
+                waits_for=[("pool", name)],
             )
 
     def _after(self, name, options):

@@ -3,7 +3,7 @@
 import os
 import stat
 
-from qubes_storage import build, files, image
+from qubes_storage import build, files, guards, image
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.pool import Pool
 from qubes_storage.registry import Registry
@@ -22,6 +22,8 @@ class Removal:
             left = [path for _, _, paths in self._leftovers(name) for path in paths]
             return {"unfinished": {"old": left, "new": None}} if left else {}
         self._check_unused(found, vm)
+        # On a disk that is away nobody can tell whether there are images, nor delete them.
+        guards.check_mount(self.root, vm.pool, self.guards(vm.pool))
         changes = {"removed": {"old": name, "new": None}}
         there, held = self._held(vm)
         if held and not purge:

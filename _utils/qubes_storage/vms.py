@@ -41,7 +41,7 @@ class VMs(Planning):
             raise StoragePoolException(
                 f"VM {name}: is not in qubes.xml; create it with qubes_vm.create or"
                 " qubes_vm.present",
-                waits_for=("VM", name),
+                waits_for=[("VM", name)],
             )
         return vm
 

@@ -95,7 +95,7 @@ def test_a_vm_waits_for_its_pool_and_template_in_test_mode_only(states, root):
     before = snapshot(root)
     ret = states.qubes_vm.present("work", pool="ssd", template="fedora-23", test=True)
     assert ret.result is None
-    assert ret.comment == "VM work waits for template fedora-23"
+    assert ret.comment == "VM work waits for pool ssd and template fedora-23"
     ret = states.qubes_vm.present("t", klass="TemplateVM", pool="ssd", test=True)
     assert ret.result is None
     assert ret.comment == "VM t waits for pool ssd"

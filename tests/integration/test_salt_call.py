@@ -98,7 +98,7 @@ def test_a_pool_is_added_to_the_shipped_file_and_no_other_byte_changes(machine):
     machine.call("qubes_pool.add", "foo", driver="xen", dir_path="/opt/foo")
     text = conf.read_text()
     assert text.startswith(SHIPPED)
-    assert text[len(SHIPPED) :] .strip() == "[foo]\ndriver = xen\ndir_path = /opt/foo"
+    assert text[len(SHIPPED) :].strip() == "[foo]\ndriver = xen\ndir_path = /opt/foo"
     machine.call("qubes_pool.remove", "foo")
     assert conf.read_text() == SHIPPED
 
@@ -164,3 +164,49 @@ def test_a_pillar_of_the_wrong_shape_is_a_state_that_says_so(
     assert comment in wrong[0]["comment"]
     assert "Traceback" not in wrong[0]["comment"]
     assert snapshot(machine.root) == before
+
+
+def test_what_no_state_will_make_fails_in_test_mode_as_it_will_in_the_run(machine, tmp_path):
+    pillar = tmp_path / "pillar.sls"
+    pillar.write_text(
+        """
+        qubes_storage:
+          pools: {default: {}, ssd: {dir_path: /opt/ssd}}
+          vms:
+            fedora-23: {klass: TemplateVM}
+            misplaced: {template: fedora-23, pool: sdd}
+            unbased: {template: fedora-32, pool: ssd}
+            work: {template: fedora-23}
+        """
+    )
+    machine.declare(pillar)
+    planned = machine.highstate(test=True)
+    assert planned["VM work"]["result"] is None
+    assert planned["VM work"]["comment"] == "VM work waits for pool default and template fedora-23"
+    assert planned["VM misplaced"]["result"] is False
+    assert "pool sdd: unknown" in planned["VM misplaced"]["comment"]
+    assert planned["VM unbased"]["result"] is False
+    assert "fedora-32 is not in qubes.xml" in planned["VM unbased"]["comment"]
+    real = machine.highstate()
+    assert {i for i, r in results(real).items() if r is False} == {"VM misplaced", "VM unbased"}
+    planned = machine.highstate(test=True)
+    assert planned["VM misplaced"]["comment"] == real["VM misplaced"]["comment"]
+
+
+def test_a_pool_waits_for_a_directory_that_the_run_makes_first(machine, installed):
+    (installed / "parent.sls").write_text(
+        f"""
+        {machine.root}/srv/pools:
+          file.directory: []
+        ssd:
+          qubes_pool.present:
+            - dir_path: /srv/pools/ssd
+            - require: ['{machine.root}/srv/pools']
+        """
+    )
+    machine.call("saltutil.sync_all")
+    planned = machine.highstate("state.apply", "parent", test=True)
+    assert planned["ssd"]["result"] is None
+    assert planned["ssd"]["comment"] == "Pool ssd waits for /srv/pools"
+    assert set(results(machine.highstate("state.apply", "parent")).values()) == {True}
+    assert (machine.root / "srv/pools/ssd/appvms").is_dir()
