@@ -1,5 +1,8 @@
 """Masterless salt-call, from an empty cache: the highstate syncs the modules and runs them."""
 
+import os
+import subprocess
+
 import pytest
 
 from tests.conftest import TREE
@@ -79,6 +82,24 @@ def test_external_disk_is_refused_while_it_is_not_mounted(machine):
         assert not (machine.root / "mnt/backup").exists()
     assert results(run)["pool default"] is True
     assert results(run)["pool old"] is True
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a filesystem")
+def test_external_disk_is_used_once_it_is_mounted(machine):
+    machine.declare(EXAMPLES / "external-disk.sls")
+    disk = machine.root / "mnt/backup"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40G", "disk", str(disk)], check=True)
+    try:
+        assert set(results(machine.highstate()).values()) == {True}
+        image = disk / "qubes/appvms/archive/private.img"
+        assert image.stat().st_size == 100 * 1024**3
+        assert changed(machine.highstate()) == set()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    run = machine.highstate()
+    assert run["pool backup"]["result"] is False
+    assert list(disk.iterdir()) == []
 
 
 def test_yaml_of_issue_8102_works_as_it_stands(machine, installed):
