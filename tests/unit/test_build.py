@@ -214,3 +214,23 @@ def test_a_link_in_the_place_of_a_vm_is_taken_for_nothing_of_ours(scratch):
     machine.connect().remove_vm("work", purge=True)
     assert image.measure(os.open(machine.path("/mnt/elsewhere"), os.O_RDONLY), "private.img")
     assert machine.path(XML).exists()
+
+
+def test_images_that_a_dead_removal_set_aside_still_need_purge(scratch):
+    machine = scratch()
+    system = machine.connect()
+    system.create_vm("work", **DECLARED)
+    os.rename(machine.path(VMDIR), machine.path(f"{LIB}/appvms/.work.removing"))
+    before = machine.tree()
+    with pytest.raises(StoragePoolException, match="purge"):
+        system.remove_vm("work")
+    assert machine.tree() == before
+    assert set(system.remove_vm("work", purge=True)) == {"removed", "deleted", "unfinished"}
+    assert names(machine) == set()
+
+
+def test_a_registry_that_a_dead_run_did_not_rename_is_taken_away(scratch):
+    machine = scratch()
+    machine.write(f"{LIB}/.qubes.xml.new", b"<Qub", 0o660)
+    with machine.connect().locked():
+        assert names(machine) == set()
