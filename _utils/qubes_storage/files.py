@@ -130,7 +130,11 @@ def own(fd, mode, gid=None):
 def make_dir(dir_fd, name, mode=DIR_MODE):
     """Make a directory and return a handle of it."""
     os.mkdir(name, 0o700, dir_fd=dir_fd)
-    fd = open_subdir(dir_fd, name)
+    try:
+        fd = open_subdir(dir_fd, name)
+    except PermissionError:  # an umask that shuts out the owner too
+        os.chmod(name, 0o700, dir_fd=dir_fd)
+        fd = open_subdir(dir_fd, name)
     try:
         own(fd, mode)
     except BaseException:

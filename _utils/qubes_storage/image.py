@@ -19,11 +19,18 @@ _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EN
 
 def create(path, size):
     """Make a sparse image of ``size`` bytes; raises FileExistsError rather than touch one."""
-    fd = os.open(path, _CREATE, 0o600)
+    fd = _new(path)
     try:
         os.ftruncate(fd, size)
     finally:
         os.close(fd)
+
+
+def _new(path):
+    """A handle of a new file that only its owner may open, whatever the umask shuts out."""
+    fd = os.open(path, _CREATE, 0o600)
+    os.fchmod(fd, 0o600)
+    return fd
 
 
 def open_image(path):
@@ -40,7 +47,7 @@ def clone(source_fd, path):
     Make ``path`` a copy of an open image: blocks shared where the filesystem can (FICLONE), else
     copied in the kernel, holes left holes. Raises FileExistsError rather than touch an image.
     """
-    fd = os.open(path, _CREATE, 0o600)
+    fd = _new(path)
     try:
         try:
             fcntl.ioctl(fd, _FICLONE, source_fd)
