@@ -222,6 +222,7 @@ def vm_remove(daemon, vm, _arg, _payload):
         raise _not_halted(vm)
     for volume in vm.volumes.values():
         volume.pool.forget(volume.vid)
+        volume.image(False)
     del daemon.vms[vm.name]
 
 

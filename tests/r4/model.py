@@ -197,6 +197,18 @@ class Volume:
             return f"{place}/{self.vid}-dirty.img"
         return f"/dev/{self.vid}"
 
+    def image(self, there):
+        """Make or remove the file that keeps the volume, for those who look at the disk."""
+        if not self.save or self.pool.driver not in ("file", "file-reflink"):
+            return
+        path = self.daemon.path(f"{self.pool.place()}/{self.vid}.img")
+        if there:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w") as file:
+                file.write(self.data or "")
+        elif os.path.exists(path):
+            os.unlink(path)
+
     def info(self):
         return (
             f"pool={self.pool.name}\nvid={self.vid}\nsize={self.size}\n"
@@ -236,6 +248,7 @@ class Volume:
             for revision in list(self.revisions)[: len(self.revisions) - keep]:
                 del self.revisions[revision]
         self.data = data
+        self.image(True)
 
     def list_revisions(self):
         if self.pool.driver == "file":
@@ -286,6 +299,7 @@ class Volume:
         if not source.save:
             if self.pool.driver == "file":
                 self.data = None  # the target's image is deleted before the source is opened
+                self.image(False)
             raise Crash("NotImplementedError")
         if source.pool.driver == "file" and source_runs:
             raise Fault("StoragePoolException", "file pool cannot export running volumes")

@@ -335,6 +335,8 @@ class Qubesd:
         if pools:
             vm.init_volumes(pools)
         self.vms[name] = vm
+        for volume in vm.volumes.values():
+            volume.image(True)
         if not self.globals.get(self, "default_kernel")[0]:
             raise Crash("AttributeError while saving, after the VM came to be")
         return ""
