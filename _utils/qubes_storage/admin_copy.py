@@ -7,13 +7,17 @@ that. A move keeps the name and has to survive a kill, so it takes down what a V
 
 import importlib
 
+from qubes_storage.admin_pool_plan import check_revisions
 from qubes_storage.adminapi import lines
-from qubes_storage.exc import NotSupported, StoragePoolException
-from qubes_storage.values import check_vm_name
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.values import check_vm_name, to_int
 
 # What a VM gets anew or at creation, and what is told of a running one.
 _NOT_COPIED = {"name", "klass", "qid", "uuid", "label", "template", "xid", "start_time"}
 _NOT_COPIED |= {"stubdom_xid", "stubdom_uuid", "icon"}
+
+# The settings of a volume that a new one gets.
+KEPT = ("size", "revisions_to_keep", "rw", "ephemeral")
 
 
 class AdminCopy:
@@ -89,6 +93,40 @@ class AdminCopy:
         for part in ("notes", "firewall"):
             if whole[part] != now[part]:
                 found.append(f"{part}: not {whole[part]!r}")
+        return found
+
+    def _settings(self, name, volumes):
+        """``(volume, what it was)``, revisions only where the driver of its new pool keeps them."""
+        for volume, was in volumes.items():
+            now = self.volume(name, volume)
+            kept = dict(was)
+            try:
+                driver = self.check_pool(now.pool, name)
+                check_revisions(to_int(was["revisions_to_keep"], volume), driver, volume)
+            except InvalidInput:
+                kept["revisions_to_keep"] = now.revisions_to_keep
+            if volume == "volatile":
+                kept["revisions_to_keep"] = now.revisions_to_keep  # it has none
+            yield volume, kept
+
+    def restore_volumes(self, name, volumes):
+        """Give volumes the settings (:py:data:`KEPT`) that they had."""
+        for volume, was in self._settings(name, volumes):
+            now = self.volume(name, volume)
+            if now.size < was["size"]:
+                self._grow(name, volume, was["size"])
+            for key in KEPT[1:]:
+                if getattr(now, key) != was[key]:
+                    self.client.call(f"admin.vm.volume.Set.{key}", name, volume, str(was[key]))
+
+    def lost_volumes(self, name, volumes):
+        """What volumes have not got again, as sentences."""
+        found = []
+        for volume, was in self._settings(name, volumes):
+            now = self.volume(name, volume)
+            for key in KEPT:
+                if getattr(now, key) != was[key]:
+                    found.append(f"volume {volume}: {key} is {getattr(now, key)}, not {was[key]}")
         return found
 
     # a clone

@@ -8,9 +8,9 @@ two is a whole copy. A journal is on the disk before the first call and after ea
 that was killed anywhere is finished by the next one; until the VM is removed an error undoes it.
 """
 
-from qubes_storage.admin_copy import AdminCopy
+from qubes_storage.admin_copy import KEPT, AdminCopy
 from qubes_storage.admin_journal import Journal
-from qubes_storage.admin_vm_plan import OWN
+from qubes_storage.admin_vm_words import OWN
 from qubes_storage.exc import NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name, shown
 
@@ -103,9 +103,9 @@ class AdminMigrate(AdminCopy):
                 "asked": pools,
                 "pools": {**places, **pools},
                 "volumes": {
-                    v: {"size": volumes[v].size, "revisions_to_keep": volumes[v].revisions_to_keep}
-                    for v in OWN[there.klass]
+                    v: {key: getattr(volumes[v], key) for key in KEPT} for v in OWN[there.klass]
                 },
+                "volatile": {key: getattr(volumes["volatile"], key) for key in KEPT},
                 "whole": self.whole(name),
                 "users": [user for user in self.named_by(name) if user[0] != name],
             }
@@ -271,10 +271,7 @@ class AdminMigrate(AdminCopy):
 
     def _restore(self, name, journal):
         self.restore(name, journal["whole"])
-        for volume, was in journal["volumes"].items():
-            keep = was["revisions_to_keep"]
-            if self.volume(name, volume).revisions_to_keep != keep:
-                self.client.call("admin.vm.volume.Set.revisions_to_keep", name, volume, keep)
+        self.restore_volumes(name, {**journal["volumes"], "volatile": journal["volatile"]})
         self._point(journal["users"], journal["temporary"], name)
 
     def _clean(self, name, journal):
@@ -287,7 +284,11 @@ class AdminMigrate(AdminCopy):
     def _finish(self, name, journal):
         wanted = dict(journal["whole"])
         self._unmark(name, wanted["features"])
-        journal["lost"] = [*self.lost(name, wanted), *self.verify_vm(name, moving=False)]
+        journal["lost"] = [
+            *self.lost(name, wanted),
+            *self.lost_volumes(name, {**journal["volumes"], "volatile": journal["volatile"]}),
+            *self.verify_vm(name, moving=False),
+        ]
         self.journal.remove(name)
 
     def _unmark(self, name, features):

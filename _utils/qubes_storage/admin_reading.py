@@ -26,6 +26,8 @@ class Volume(NamedTuple):
     usage: int
     path: str
     revisions_to_keep: str
+    rw: bool
+    ephemeral: bool
     save: bool  # kept when the VM stops
     snap: bool  # a snapshot of another volume, made at each start
 
@@ -39,6 +41,8 @@ class Volume(NamedTuple):
             to_int(told.get("usage") or 0, f"{what}: usage"),
             told.get("path") or None,
             told.get("revisions_to_keep"),
+            told.get("rw") == "True",
+            told.get("ephemeral") == "True",
             told.get("save_on_stop") == "True",
             told.get("snap_on_start") == "True",
         )

@@ -1,6 +1,7 @@
 """R4: the verbs on VMs: list, info, create, set, remove, resize, revert."""
 
-from qubes_storage.admin_vm_plan import OWN, AdminVMPlan
+from qubes_storage.admin_vm_plan import AdminVMPlan
+from qubes_storage.admin_vm_words import OWN
 from qubes_storage.adminapi import lines
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name, format_size, parse_size, shown

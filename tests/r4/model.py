@@ -245,7 +245,7 @@ class Volume:
             self.revisions[str(self.next_revision)] = self.data
             self.next_revision += 1
             keep = max(int(self.revisions_to_keep), 0)
-            for revision in list(self.revisions)[: len(self.revisions) - keep]:
+            for revision in list(self.revisions)[: max(len(self.revisions) - keep, 0)]:
                 del self.revisions[revision]
         self.data = data
         self.image(True)
