@@ -98,7 +98,7 @@ class AdminCopy:
     def _settings(self, name, volumes):
         """``(volume, what it was)``, revisions only where the driver of its new pool keeps them."""
         for volume, was in volumes.items():
-            now = self.volume(name, volume)
+            now = self.get_volume(name, volume)
             kept = dict(was)
             try:
                 driver = self.check_pool(now.pool, name)
@@ -112,7 +112,7 @@ class AdminCopy:
     def restore_volumes(self, name, volumes):
         """Give volumes the settings (:py:data:`KEPT`) that they had."""
         for volume, was in self._settings(name, volumes):
-            now = self.volume(name, volume)
+            now = self.get_volume(name, volume)
             if now.size < was["size"]:
                 self._grow(name, volume, was["size"])
             for key in KEPT[1:]:
@@ -123,7 +123,7 @@ class AdminCopy:
         """What volumes have not got again, as sentences."""
         found = []
         for volume, was in self._settings(name, volumes):
-            now = self.volume(name, volume)
+            now = self.get_volume(name, volume)
             for key in KEPT:
                 if getattr(now, key) != was[key]:
                     found.append(f"volume {volume}: {key} is {getattr(now, key)}, not {was[key]}")

@@ -85,7 +85,7 @@ class AdminMigrate(AdminCopy):
             self.refresh()
             self.check_move(name, pools)
             there = self.get_listed(name)
-            properties = self.vm_properties(name)
+            properties = self.get_properties(name)
             volumes = self.volumes(name, kernel=True)
             places = {v: volume.pool for v, volume in volumes.items() if v in OWN[there.klass]}
             places["volatile"] = pools.get("private", volumes["volatile"].pool)

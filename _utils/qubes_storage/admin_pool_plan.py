@@ -75,7 +75,7 @@ class AdminPoolPlan:
                 changes[key] = {"old": before.get(key), "new": value}
         return changes
 
-    def _wanted(self, name, driver, options):
+    def wanted_options(self, name, driver, options):
         """``{option: value}`` in the form that is compared; None stays None."""
         known = self.driver_options().get(driver)
         if known is None:
@@ -110,7 +110,7 @@ class AdminPoolPlan:
                 f"pool {name}: is new and has no driver; declare one of"
                 f" {', '.join(self.list_drivers())}"
             )
-        wanted = self._wanted(name, driver, options)
+        wanted = self.wanted_options(name, driver, options)
         lacking = [
             key
             for key in self.driver_options()[driver]
@@ -132,7 +132,7 @@ class AdminPoolPlan:
         if options.get("driver") not in (None, driver):
             raise StoragePoolException(self._cannot_set(name, "driver", driver, options["driver"]))
         changes = {}
-        for key, value in self._wanted(name, driver, options).items():
+        for key, value in self.wanted_options(name, driver, options).items():
             if key in _ADD_ONLY:
                 continue
             try:

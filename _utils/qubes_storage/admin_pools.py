@@ -32,12 +32,10 @@ class AdminPools(AdminPoolPlan):
         changes = self._pool_diff(name, declared)
         before = self.guards(name)
         self.save_guards(name, {**dict.fromkeys(before), **declared.guards})
-        payload = "".join(
-            f"{key}={value}\n"
-            for key, value in {"name": name, **declared.options}.items()
-            if key != "driver" and value is not None
-        )
-        answer = self.client.call("admin.pool.Add", arg=declared.options["driver"], payload=payload)
+        driver = declared.options["driver"]
+        wanted = {"name": name, **self.wanted_options(name, driver, declared.options)}
+        payload = "".join(f"{k}={v}\n" for k, v in wanted.items() if v is not None)
+        answer = self.client.call("admin.pool.Add", arg=driver, payload=payload)
         if self.pool_config(name) is None:
             self.save_guards(name, {**dict.fromkeys(declared.guards), **before})
             raise StoragePoolException(
@@ -77,10 +75,8 @@ class AdminPools(AdminPoolPlan):
         answer = None
         for key in SETTABLE:
             if key in changes:
-                value = declared.options[key]
-                if TYPES[key] is bool:
-                    value = str(normalise(key, value, bool))
-                answer = self.client.call(f"admin.pool.Set.{key}", arg=name, payload=value)
+                value = normalise(key, declared.options[key], TYPES[key])
+                answer = self.client.call(f"admin.pool.Set.{key}", arg=name, payload=str(value))
         if changes:
             self._check_pool(name, declared, answer)
         return changes

@@ -56,6 +56,11 @@ class Listed(NamedTuple):
     uuid: str  # None before R4.3
 
 
+def vanished(vm):
+    """The error for a VM that was there a moment ago."""
+    return StoragePoolException(f"VM {vm}: was removed by someone else meanwhile; run again")
+
+
 class AdminReading:
     """The part of :py:class:`~qubes_storage.admin.AdminSystem` that reads."""
 
@@ -245,6 +250,20 @@ class AdminReading:
             ),
             None,
         )
+
+    def get_volume(self, vm, name):
+        """The :py:class:`Volume` of a VM; raises for a VM that is not there any more."""
+        found = self.volume(vm, name)
+        if found is None:
+            raise vanished(vm)
+        return found
+
+    def get_properties(self, name):
+        """``{property: Property}`` of a VM; raises for one that is not there any more."""
+        found = self.vm_properties(name)
+        if not found:
+            raise vanished(name)
+        return found
 
     def volumes(self, vm, kernel=False):
         """``{name: Volume}`` of a VM's volumes; the kernel's is left out unless it is asked for."""

@@ -81,7 +81,7 @@ class AdminVMPlan(AdminVMNew):
                 f" {there.klass}, or remove the VM first"
             )
         plan = Plan(klass=there.klass)
-        properties = self.vm_properties(name)
+        properties = self.get_properties(name)
         if label is not None and label != properties["label"].value:
             self._check_label_exists(name, label)
             plan.label = label
@@ -108,9 +108,7 @@ class AdminVMPlan(AdminVMNew):
         wanted_pools.update((v, o["pool"]) for v, o in wanted.items() if "pool" in o)
         moved, old_sizes, old_revisions = {}, {}, {}
         for volume in sorted({*wanted_pools, *wanted}):
-            found = self.volume(name, volume)
-            if found is None:
-                raise StoragePoolException(f"VM {name}: was removed meanwhile; run again")
+            found = self.get_volume(name, volume)
             options = wanted.get(volume, {})
             to = wanted_pools.get(volume, found.pool)
             if to != found.pool:

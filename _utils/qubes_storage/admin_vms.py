@@ -1,5 +1,6 @@
 """R4: the verbs on VMs: list, info, create, set, remove, resize, revert."""
 
+from qubes_storage.admin_reading import vanished
 from qubes_storage.admin_vm_plan import AdminVMPlan
 from qubes_storage.admin_vm_words import OWN
 from qubes_storage.adminapi import lines
@@ -109,7 +110,7 @@ class AdminVMs(AdminVMPlan):
         plan = self.vm_plan(name, **declared)
         changes = dict(plan.changes)
         if "created" in changes:
-            raise StoragePoolException(f"VM {name}: was removed meanwhile; run again")
+            raise vanished(name)
         if "unfinished" in changes:
             self.resume_move(name)
             plan = self.vm_plan(name, **declared)
@@ -164,7 +165,7 @@ class AdminVMs(AdminVMPlan):
         self.refresh()
         self.get_listed(name)
         changes = self.vm_diff(name, volumes={volume: wanted})
-        now = self.volume(name, volume)
+        now = self.get_volume(name, volume)
         if now.size > wanted:
             raise StoragePoolException(
                 f"VM {name}: volume {volume} is {format_size(now.size)} already and never shrinks;"
@@ -244,7 +245,7 @@ class AdminVMs(AdminVMPlan):
         revision = found[-1] if revision is None else str(revision)
         if revision not in found:
             raise InvalidInput(f"{what}: has no revision {revision!r}; it has {shown(found)}")
-        driver = self.check_pool(self.volume(name, volume).pool, what)
+        driver = self.check_pool(self.get_volume(name, volume).pool, what)
         if driver == "file":
             raise NotSupported(
                 f"{what}: driver file keeps a revision but cannot go back to it; migrate the VM to"

@@ -217,7 +217,7 @@ def killed_at(number, verb, system, after):
     return status == 9
 
 
-@pytest.mark.parametrize(("release", "after"), zip(RELEASES, (True, False, True)))
+@pytest.mark.parametrize(("release", "after"), list(zip(RELEASES, (True, False, True))))
 def test_a_move_that_was_killed_at_any_call_is_finished_by_the_next(release, after, tmp_path):
     number, killed, resumed = 0, True, 0
     while killed:

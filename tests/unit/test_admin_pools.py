@@ -282,3 +282,15 @@ def test_a_pool_that_vanishes_while_it_is_read_is_no_pool(there):
 
     daemon.before = gone
     assert "btrfs" not in system.list_pools()
+
+
+def test_values_are_sent_in_the_daemons_form(there):
+    daemon, system = there
+    options = {"ephemeral_volatile": "yes", "revisions_to_keep": " 2", "setup_check": "on"}
+    system.add_pool("new", "file-reflink", dir_path="/mnt/new", options=options)
+    assert daemon.pools["new"].options["ephemeral_volatile"] == "True"
+    assert daemon.pools["new"].options["revisions_to_keep"] == "2"
+    system.set_pool("new", ephemeral_volatile="no", revisions_to_keep="03")
+    assert daemon.pools["new"].options["ephemeral_volatile"] == "False"
+    assert daemon.pools["new"].options["revisions_to_keep"] == "3"
+    assert system.pool_diff("new", ephemeral_volatile=False, revisions_to_keep=3) == {}

@@ -455,3 +455,18 @@ def test_a_clone_that_fails_is_an_error_with_its_reason(there, qubesadmin):
     )
     with pytest.raises(StoragePoolException, match=r"could not be cloned from work.*no space"):
         system.clone_vm("work", "copy")
+
+
+@pytest.mark.parametrize("method", ["admin.vm.property.GetAll", "admin.vm.volume.Info"])
+def test_a_vm_that_vanishes_while_it_is_compared_is_said(there, method):
+    daemon, system = there
+
+    def vanish(call):
+        if call.method == method and call.dest == "work":
+            daemon.vms.pop("work", None)
+
+    daemon.before = vanish
+    with pytest.raises(StoragePoolException, match="VM work: was removed by someone else"):
+        system.vm_diff("work", label="red", pool="ssd")
+    assert "work" not in system.list_vms()
+    assert not writes(daemon)
