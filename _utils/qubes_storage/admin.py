@@ -7,6 +7,25 @@ from qubes_storage.admin_reading import AdminReading
 from qubes_storage.admin_report import AdminReport
 from qubes_storage.admin_vms import AdminVMs
 from qubes_storage.adminapi import SOCKET, Client
+from qubes_storage.exc import NotSupported
+
+# What only R3.2's files can tell or do, and the way there on R4.
+_LOCAL_ONLY = {
+    "orphans": "the daemon tells of no image without a VM; look into the pool's dir_path",
+    "rename_vm": "the Admin API renames no VM; clone it with qubes_vm.clone, then remove it",
+    "commit_vm": "the daemon commits when a VM stops; see qubes_vm.revisions",
+    "reset_vm": "the daemon drops what is not kept when a VM stops; see qubes_vm.revert",
+    "vm_disks": "the daemon hands libvirt its disks; see virsh dumpxml in dom0",
+}
+
+
+def _local_only(verb, way):
+    def refuse(self, *args, **kwargs):
+        raise NotSupported(f"{verb.replace('_', ' ')}: backend admin has no such thing: {way}")
+
+    refuse.__name__ = verb
+    refuse.__doc__ = f"Not on R4: {way}."
+    return refuse
 
 
 class AdminSystem(AdminReading, AdminPools, AdminVMs, AdminMigrate, AdminReport):
@@ -45,3 +64,7 @@ class AdminSystem(AdminReading, AdminPools, AdminVMs, AdminMigrate, AdminReport)
         """Keep guards of a pool, None removes one; without values all go."""
         if values is None or values:
             guards.save(self.root, pool, values)
+
+
+for _verb, _way in _LOCAL_ONLY.items():
+    setattr(AdminSystem, _verb, _local_only(_verb, _way))

@@ -28,6 +28,11 @@ class AdminCopy:
         names = lines(self.client.read("admin.vm.feature.List", name), f"VM {name}: features")
         return {key: self.client.read("admin.vm.feature.Get", name, key) for key in names}
 
+    def _set_feature(self, name, key, value):
+        answer = self.client.call("admin.vm.feature.Set", name, key, value)
+        if self.features(name).get(key) != value:
+            raise StoragePoolException(f"VM {name}: feature {key} is not {value!r}: {answer}")
+
     def tags(self, name):
         """The tags of a VM."""
         return lines(self.client.read("admin.vm.tag.List", name), f"VM {name}: tags")
@@ -125,6 +130,8 @@ class AdminCopy:
         for volume, was in self._settings(name, volumes):
             now = self.get_volume(name, volume)
             for key in KEPT:
+                if key == "size" and now.size >= was["size"]:
+                    continue
                 if getattr(now, key) != was[key]:
                     found.append(f"volume {volume}: {key} is {getattr(now, key)}, not {was[key]}")
         return found

@@ -141,11 +141,10 @@ class AdminMigrate(AdminCopy):
                 getattr(self, f"_{step}")(name, journal)
         except StoragePoolException as err:
             raise StoragePoolException(f"{err}; {self._stopped(name, journal)}") from err
-        lost = journal.get("lost")
-        if lost:
+        if journal["lost"]:
+            found = "; ".join(journal["lost"])
             raise StoragePoolException(
-                f"VM {name}: is moved, but this could not be given to it again: {'; '.join(lost)};"
-                " set it by hand"
+                f"VM {name}: is moved, but not all is as it was: {found}; mend it by hand"
             )
 
     def _stopped(self, name, journal):
@@ -246,7 +245,7 @@ class AdminMigrate(AdminCopy):
         self.get_listed(name)
         for volume, was in journal["volumes"].items():
             now = self.volume(name, volume)
-            if now is None or now.size != was["size"] or now.pool != journal["pools"][volume]:
+            if now is None or now.size < was["size"] or now.pool != journal["pools"][volume]:
                 raise StoragePoolException(f"VM {name}: its volume {volume} is no whole copy")
 
     def _recreate(self, name, journal):
@@ -271,8 +270,10 @@ class AdminMigrate(AdminCopy):
 
     def _restore(self, name, journal):
         self.restore(name, journal["whole"])
-        self.restore_volumes(name, {**journal["volumes"], "volatile": journal["volatile"]})
+        volumes = {**journal["volumes"], "volatile": journal["volatile"]}
+        self.restore_volumes(name, volumes)
         self._point(journal["users"], journal["temporary"], name)
+        journal["lost"] = [*self.lost(name, journal["whole"]), *self.lost_volumes(name, volumes)]
 
     def _clean(self, name, journal):
         self._check_copy(name, journal)
@@ -282,13 +283,8 @@ class AdminMigrate(AdminCopy):
         self._drop_ours(temporary)
 
     def _finish(self, name, journal):
-        wanted = dict(journal["whole"])
-        self._unmark(name, wanted["features"])
-        journal["lost"] = [
-            *self.lost(name, wanted),
-            *self.lost_volumes(name, {**journal["volumes"], "volatile": journal["volatile"]}),
-            *self.verify_vm(name, moving=False),
-        ]
+        self._unmark(name, journal["whole"]["features"])
+        journal["lost"] += self.verify_vm(name, moving=False)
         self.journal.remove(name)
 
     def _unmark(self, name, features):
@@ -300,11 +296,6 @@ class AdminMigrate(AdminCopy):
                 answer = self.client.call("admin.vm.feature.Remove", name, key)
                 if key in self.features(name):
                     raise StoragePoolException(f"VM {name}: feature {key} stays: {answer}")
-
-    def _set_feature(self, name, key, value):
-        answer = self.client.call("admin.vm.feature.Set", name, key, value)
-        if self.features(name).get(key) != value:
-            raise StoragePoolException(f"VM {name}: feature {key} is not {value!r}: {answer}")
 
     def _undo(self, name, journal):
         """The original is there: point back to it, and remove the copy."""

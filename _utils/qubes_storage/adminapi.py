@@ -207,7 +207,6 @@ class Client:
         """
         data = request(method, dest, arg, payload)
         if not _READING.fullmatch(method):
-            self.refresh()
             try:
                 return self._send(data, method)
             finally:

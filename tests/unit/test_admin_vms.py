@@ -8,6 +8,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "r4"))
 from machine import RELEASES, forget, machine, writes
 from qubes_storage import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.admin import AdminSystem
+from qubes_storage.system import System
 
 GIB = 1024**3
 
@@ -470,3 +472,21 @@ def test_a_vm_that_vanishes_while_it_is_compared_is_said(there, method):
         system.vm_diff("work", label="red", pool="ssd")
     assert "work" not in system.list_vms()
     assert not writes(daemon)
+
+
+@pytest.mark.parametrize("verb", ["orphans", "rename_vm", "commit_vm", "reset_vm", "vm_disks"])
+def test_what_only_r32_has_is_refused_with_the_way_there(there, verb):
+    daemon, system = there
+    with pytest.raises(NotSupported, match="backend admin"):
+        getattr(system, verb)("work")
+    assert not daemon.log
+
+
+def test_every_verb_of_the_local_system_is_here_too():
+    public = {name for name in dir(System) if not name.startswith("_")}
+    inner = {  # what is about R3.2's files, not about pools and VMs
+        "check_disk", "edit_conf", "find_vm", "get_pool", "get_vm", "images_on_disk",
+        "is_absent_disk", "locked", "places", "plan", "pool_of", "registry", "save_registry",
+        "sections", "vm_dir_is_gone", "vms_in",
+    }  # fmt: skip
+    assert public - inner <= set(dir(AdminSystem))
