@@ -3,7 +3,7 @@
 import os
 
 from qubes_storage import files, guards
-from qubes_storage.adminapi import check_pool_name, check_value
+from qubes_storage.adminapi import check_pool_name, check_value, fresh_if_refused
 from qubes_storage.declared import Declared
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import normalise
@@ -46,6 +46,7 @@ def check_revisions(value, driver, what):
 class AdminPoolPlan:
     """The part of :py:class:`~qubes_storage.admin.AdminSystem` that plans pools."""
 
+    @fresh_if_refused
     def pool_diff(
         self, name, driver=None, options=None, require_mount=None, min_free=None, **config
     ):

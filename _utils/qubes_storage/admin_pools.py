@@ -3,7 +3,7 @@
 import os
 
 from qubes_storage.admin_pool_plan import PLACE, SETTABLE, SUBDIRS, TYPES, AdminPoolPlan
-from qubes_storage.adminapi import check_pool_name
+from qubes_storage.adminapi import check_pool_name, fresh_if_refused
 from qubes_storage.declared import Declared
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.values import normalise, shown
@@ -81,6 +81,7 @@ class AdminPools(AdminPoolPlan):
             self._check_pool(name, declared, answer)
         return changes
 
+    @fresh_if_refused
     def pool_remove_diff(self, name, purge=False):
         """What :py:meth:`remove_pool` would change; raises what it would raise."""
         config = self.pool_config(check_pool_name(name))
@@ -155,6 +156,7 @@ class AdminPools(AdminPoolPlan):
         found = self.system_properties()
         return {key: found[key].value or None for key in DEFAULTS if key in found}
 
+    @fresh_if_refused
     def default_pools_diff(self, **pools):
         """
         What :py:meth:`set_default_pools` would change. Keywords are ``default_pool``,

@@ -3,7 +3,7 @@
 from qubes_storage.admin_pool_plan import check_revisions
 from qubes_storage.admin_vm_new import AdminVMNew
 from qubes_storage.admin_vm_words import OWN, Plan, check_klass, check_volumes
-from qubes_storage.adminapi import check_label
+from qubes_storage.adminapi import check_label, fresh_if_refused
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name
 
@@ -11,6 +11,7 @@ from qubes_storage.values import check_vm_name
 class AdminVMPlan(AdminVMNew):
     """The part of :py:class:`~qubes_storage.admin.AdminSystem` that plans VMs."""
 
+    @fresh_if_refused
     def vm_diff(self, name, **declared):
         """
         What :py:meth:`create_vm` or :py:meth:`set_vm` would change, ``{}`` for nothing; entries are

@@ -3,7 +3,7 @@
 from qubes_storage.admin_reading import vanished
 from qubes_storage.admin_vm_plan import AdminVMPlan
 from qubes_storage.admin_vm_words import OWN
-from qubes_storage.adminapi import lines
+from qubes_storage.adminapi import fresh_if_refused, lines
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name, format_size, parse_size, shown
 
@@ -175,6 +175,7 @@ class AdminVMs(AdminVMPlan):
             self._grow(name, volume, wanted)
         return changes
 
+    @fresh_if_refused
     def vm_remove_diff(self, name, purge=False):
         """What :py:meth:`remove_vm` would change; raises what it would raise."""
         moving = self.pending_move(name)

@@ -11,6 +11,7 @@ state again.
 It needs nothing but the standard library, and no qubesadmin.
 """
 
+import functools
 import re
 import socket
 import time
@@ -184,8 +185,8 @@ class Client:
     Answers of reading calls are kept for all clients of that socket in this process, because each
     function of Salt makes a system of its own and a run asks the same again and again. A kept
     answer is used for at most :py:data:`KEEP` seconds, any writing call forgets them all, and so
-    does :py:meth:`refresh`. Whoever writes refreshes first, so that only "there is nothing to do"
-    can rest on a kept answer.
+    does :py:meth:`refresh`. Whoever writes refreshes first, and who refuses looks
+    again, so only "there is nothing to do" and what a test run shows can rest on a kept answer.
 
     There is no timeout: a ``file`` pool that copies an image stops the whole daemon until it has
     finished, and giving up then would leave half a change.
@@ -197,6 +198,10 @@ class Client:
     def refresh(self):
         """Forget what was read."""
         _kept.pop(self.path, None)
+
+    def has_kept(self):
+        """Whether anything that was read is kept."""
+        return bool(_kept.get(self.path))
 
     def call(self, method, dest="dom0", arg="", payload=b""):
         """
@@ -249,6 +254,25 @@ class Client:
             at = f" for VM {dest}" if dest != "dom0" else ""
             raise Unreadable(f"{method}{of}{at}: {answer}")
         return answer.content
+
+
+def fresh_if_refused(verb):
+    """
+    Make a verb that only looks refuse nothing on kept answers: what it refuses may have been made
+    since they were read, by a step of the same run that we know nothing of.
+    """
+
+    @functools.wraps(verb)
+    def looked(self, *args, **kwargs):
+        try:
+            return verb(self, *args, **kwargs)
+        except StoragePoolException:
+            if not self.client.has_kept():
+                raise
+            self.refresh()
+            return verb(self, *args, **kwargs)
+
+    return looked
 
 
 class Unreadable(StoragePoolException):

@@ -468,8 +468,12 @@ def test_a_vm_that_vanishes_while_it_is_compared_is_said(there, method):
             daemon.vms.pop("work", None)
 
     daemon.before = vanish
+    declared = {"label": "red", "pool": "ssd"}
     with pytest.raises(StoragePoolException, match="VM work: was removed by someone else"):
-        system.vm_diff("work", label="red", pool="ssd")
+        system.set_vm("work", **declared)
+    daemon.add_vm("work", pool="ssd")
+    system.refresh()
+    assert "created" in system.vm_diff("work", **declared)  # it looked again
     assert "work" not in system.list_vms()
     assert not writes(daemon)
 

@@ -88,6 +88,34 @@ def test_reading_again_asks_once_and_writing_forgets(there):
     assert len(daemon.log) == 4
 
 
+def test_nothing_is_refused_on_kept_answers(there):
+    daemon, system = there
+    assert "new" not in system.list_pools()
+    assert "debian" not in system.list_vms()
+    # As a command of the same run might do.
+    daemon.add_pool("new", "file", dir_path="/mnt/new")
+    daemon.add_vm("debian", "TemplateVM")
+    assert system.default_pools_diff(default_pool="new")["default_pool"]["new"] == "new"
+    assert "created" in system.vm_diff("box", template="debian", pool="new")
+    assert system.pool_remove_diff("new")
+    daemon.add_vm("box", pool="new")
+    system.refresh()
+    with pytest.raises(StoragePoolException, match="VMs lie in it"):
+        system.pool_remove_diff("new")
+    del daemon.vms["box"]
+    assert system.pool_remove_diff("new")
+    daemon.vms["work"].running = True
+    system.refresh()
+    with pytest.raises(StoragePoolException, match="Running"):
+        system.vm_remove_diff("work", purge=True)
+    daemon.vms["work"].running = False
+    assert system.vm_remove_diff("work", purge=True)
+    daemon.pools["ssd"].options["dir_path"] = "/mnt/elsewhere"
+    system.list_pools()
+    assert system.pool_diff("ssd", dir_path="/mnt/elsewhere") == {}
+    assert not writes(daemon)
+
+
 def test_a_kept_answer_gets_old(there, monkeypatch):
     daemon, system = there
     system.client.read("admin.pool.List")
@@ -105,6 +133,26 @@ def test_a_daemon_that_is_not_there_is_said(tmp_path):
         left.bind(str(tmp_path / "left.sock"))
     with pytest.raises(StoragePoolException, match="systemctl start qubesd"):
         connect(tmp_path, "admin", str(tmp_path / "left.sock")).list_pools()
+
+
+def test_a_connection_that_breaks_is_said(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen()
+        client = adminapi.Client(str(tmp_path / "sock"))
+
+        def hang_up():
+            sock, _ = listener.accept()
+            sock.recv(1)  # what is left unread makes the kernel reset the connection
+            sock.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises(
+            StoragePoolException, match=r"the connection to qubesd broke.*run again"
+        ):
+            client.call("admin.pool.List")
+        thread.join()
 
 
 def test_auto_is_admin_where_a_socket_is_given(there, tmp_path):
