@@ -5,9 +5,12 @@ R3.2 would choke on them in storage.conf, so they have a file of their own with 
 /etc/qubes/storage-guards.conf, on R4 too. Every writer reads them.
 """
 
+import contextlib
+import fcntl
 import os
 
 from qubes_storage import files
+from qubes_storage.conf import Conf
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.values import format_size, parse_size
 
@@ -65,3 +68,31 @@ def check_values(pool, guards):
     except InvalidInput as err:
         return [f"{PATH}: {err}"]
     return []
+
+
+def load(root):
+    """``{pool: {guard: value}}`` of the file."""
+    return Conf(files.read(root, PATH) or b"", PATH).pools()
+
+
+def save(root, pool, guards=None):
+    """
+    Set the guards of a pool in the file, the value None removes one; without ``guards`` all go.
+
+    For a machine without R3.2's registry, whose lock guards the file elsewhere: here writers take
+    turns by a lock on the directory.
+    """
+    if not guards and pool not in load(root):
+        return
+    with contextlib.ExitStack() as stack:
+        os.close(files.make_dirs(root, os.path.dirname(PATH)))
+        fd, name = stack.enter_context(files.locate(root, PATH))
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        data = files.read(root, PATH) or b""
+        conf = Conf(data, PATH)
+        if guards:
+            conf.edit(pool, guards)
+        if not guards or not conf.pools().get(pool):
+            conf.remove(pool)
+        if conf.dumps() != data:
+            files.replace(fd, name, conf.dumps())

@@ -5,9 +5,9 @@ import os
 import stat
 
 import qubes_storage
-from qubes_storage import files, guards, registry
+from qubes_storage import admin, files, guards, registry
 from qubes_storage.conf import Conf
-from qubes_storage.exc import InvalidInput, NotSupported
+from qubes_storage.exc import InvalidInput
 from qubes_storage.orphans import Orphans
 from qubes_storage.pool import CONF, make_pool, pick
 from qubes_storage.pools import Pools
@@ -162,11 +162,8 @@ def connect(root="/", backend="auto", socket=None):
         raise InvalidInput(f"qubes_storage.root: {root!r} is not an absolute path; write one")
     root = os.path.realpath(root)
     if backend == "auto":
-        admin = _has_socket(socket or SOCKET) and (root == "/" or socket)
-        backend = "admin" if admin else "local"
+        there = _has_socket(socket or SOCKET) and (root == "/" or socket)
+        backend = "admin" if there else "local"
     if backend == "admin":
-        raise NotSupported(
-            "backend admin: this version does not speak R4's Admin API; set qubes_storage.root to"
-            " manage files in R3.2's layout, or use qvm-pool"
-        )
+        return admin.AdminSystem(socket or SOCKET, root)
     return System(root)

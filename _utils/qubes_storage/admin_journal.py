@@ -1,0 +1,67 @@
+"""The journal of a move: what has to be known to go on with it after a kill."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+
+from qubes_storage import files
+from qubes_storage.exc import StoragePoolException
+
+MOVES = "/var/lib/qubes/storage-moves"
+
+
+class Journal:
+    """The journals below a root, one file a VM; replaced whole, so one is never half written."""
+
+    def __init__(self, root, path=MOVES):
+        self.root = root
+        self.path = path
+
+    def file(self, name):
+        """The path of a VM's journal."""
+        return f"{self.path}/{name}.json"
+
+    def read(self, name):
+        """The journal of a VM with its ``path``, or None."""
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            return None
+        data = files.read(self.root, self.file(name))
+        if data is None:
+            return None
+        try:
+            return {**json.loads(data), "path": self.file(name)}
+        except ValueError as err:
+            raise StoragePoolException(
+                f"VM {name}: {self.file(name)}, the journal of its move, cannot be read: {err}; no"
+                " VM is touched until it is mended or removed by hand"
+            ) from err
+
+    def write(self, name, journal):
+        """Put a journal on the disk."""
+        data = json.dumps({k: v for k, v in journal.items() if k != "path"}, indent=1)
+        with files.closing(files.make_dirs(self.root, self.path, 0o700)) as fd:
+            files.replace(fd, f"{name}.json", data.encode(), 0o600)
+
+    def remove(self, name):
+        """Forget a move."""
+        with files.closing(files.open_dir(self.root, self.path)) as fd:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{name}.json", dir_fd=fd)
+            os.fsync(fd)
+
+    @contextlib.contextmanager
+    def locked(self, name):
+        """One move at a time."""
+        with files.closing(files.make_dirs(self.root, self.path, 0o700)) as fd:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as err:
+                if err.errno != errno.EWOULDBLOCK:
+                    raise
+                raise StoragePoolException(
+                    f"VM {name}: another move is under way ({self.path}); run again when it is done"
+                ) from err
+            yield

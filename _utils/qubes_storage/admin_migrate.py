@@ -1,0 +1,305 @@
+"""
+R4: moving a VM to another pool under its name.
+
+The Admin API moves nothing, so a move is: a temporary VM in the new pool gets a copy; whatever
+names the VM is pointed to the temporary one; the VM is removed, created again in the new pool and
+gets the copy back; all it had is restored, and the temporary VM goes. At every moment one of the
+two is a whole copy. A journal is on the disk before the first call and after each step, so a move
+that was killed anywhere is finished by the next one; until the VM is removed an error undoes it.
+"""
+
+from qubes_storage.admin_copy import KEPT, AdminCopy
+from qubes_storage.admin_journal import Journal
+from qubes_storage.admin_vm_words import OWN
+from qubes_storage.exc import NotSupported, StoragePoolException
+from qubes_storage.values import check_vm_name, shown
+
+# What tells a VM that a move made from one that someone else made.
+MARK = "qubes-storage-move"
+PROHIBIT = "prohibit-start"  # a feature of R4.3 that keeps a VM halted
+# What a stand-in has to have for the properties that name it.
+_ROLES = ("provides_network", "template_for_dispvms")
+STEPS = ("copy", "switch", "remove", "recreate", "restore", "clean", "finish")
+_UNDONE = STEPS[:3]  # while the original is there
+
+
+class AdminMigrate(AdminCopy):
+    """The part of :py:class:`~qubes_storage.admin.AdminSystem` that moves VMs."""
+
+    @property
+    def journal(self):
+        """The journals of moves."""
+        return Journal(self.root)
+
+    def pending_move(self, name):
+        """The journal of a move of a VM that was cut off, or None."""
+        return self.journal.read(name)
+
+    def migrate_vm(self, name, pool):
+        """
+        Move a halted VM to another pool, or finish a move that was cut off. Returns the changes,
+        ``{}`` for a VM that lies there. What could not be restored is an error that names it.
+        """
+        self.refresh()
+        moving = self.pending_move(check_vm_name(name))
+        if not moving:
+            self.get_listed(name)
+        return self.set_vm(name, pool=pool, migrate=True)
+
+    def check_move(self, name, pools):
+        """Refuse a move that cannot be: running VMs, those that name it too, and full pools."""
+        there = self.get_listed(name)
+        if not OWN.get(there.klass):
+            raise NotSupported(
+                f"VM {name}: a {there.klass} has no volumes of its own to move; move its template"
+            )
+        if there.state != "Halted":
+            raise StoragePoolException(
+                f"VM {name}: is {there.state}, and only a halted VM can be moved; shut it down"
+            )
+        listed = self.listed()
+        running = [
+            vm
+            for vm, _ in self.named_by(name)
+            if vm not in (None, name) and listed[vm].state != "Halted"
+        ]
+        if running:
+            raise StoragePoolException(
+                f"VM {name}: is named by VMs that are not halted ({shown(set(running))}); shut them"
+                " down to move it"
+            )
+        needed = {}
+        for volume, pool in pools.items():
+            driver = self.check_pool(pool, f"VM {name}: volume {volume}")
+            found = self.volume(name, volume)
+            if found and found.save:
+                # Only the file driver's second copy takes its space again.
+                times = 2 if driver == "file" else 1
+                needed[pool] = needed.get(pool, 0) + found.usage * times
+        for pool, size in needed.items():
+            self.check_growth(pool, size)
+
+    def move(self, name, pools):
+        """Move volumes of a VM, ``{volume: pool}``; everything was checked."""
+        with self.journal.locked(name):
+            self.refresh()
+            self.check_move(name, pools)
+            there = self.get_listed(name)
+            properties = self.get_properties(name)
+            volumes = self.volumes(name, kernel=True)
+            places = {v: volume.pool for v, volume in volumes.items() if v in OWN[there.klass]}
+            places["volatile"] = pools.get("private", volumes["volatile"].pool)
+            if volumes["kernel"].pool != self.default_pools().get("default_pool_kernel"):
+                places["kernel"] = volumes["kernel"].pool
+            journal = {
+                "vm": name,
+                "pool": next(iter(pools.values())),
+                "step": STEPS[0],
+                "temporary": self._unused_name(name),
+                "uuid": properties["uuid"].value,
+                "klass": there.klass,
+                "template": properties["template"].value if "template" in properties else None,
+                "label": properties["label"].value,
+                "asked": pools,
+                "pools": {**places, **pools},
+                "volumes": {
+                    v: {key: getattr(volumes[v], key) for key in KEPT} for v in OWN[there.klass]
+                },
+                "volatile": {key: getattr(volumes["volatile"], key) for key in KEPT},
+                "whole": self.whole(name),
+                "users": [user for user in self.named_by(name) if user[0] != name],
+            }
+            self.journal.write(name, journal)
+            self._run(name, journal)
+
+    def resume_move(self, name):
+        """
+        Finish a move that was cut off. One that had not removed the original yet is undone and
+        begun anew, for the VM may have changed since.
+        """
+        with self.journal.locked(name):
+            journal = self.pending_move(name)
+            begin = journal["step"] in _UNDONE and self._is_original(name, journal)
+            if begin:
+                self._undo(name, journal)
+            else:
+                self.refresh()
+                self._run(name, journal)
+        if begin:
+            self.move(name, journal["asked"])
+
+    def _unused_name(self, name):
+        names = self.listed()
+        return next(n for n in (f"{name[:25]}-mv{i}" for i in range(1, 999)) if n not in names)
+
+    def _run(self, name, journal):
+        try:
+            for step in STEPS[STEPS.index(journal["step"]) :]:
+                if step != journal["step"]:
+                    journal["step"] = step
+                    self.journal.write(name, journal)
+                getattr(self, f"_{step}")(name, journal)
+        except StoragePoolException as err:
+            raise StoragePoolException(f"{err}; {self._stopped(name, journal)}") from err
+        if journal["lost"]:
+            found = "; ".join(journal["lost"])
+            raise StoragePoolException(
+                f"VM {name}: is moved, but not all is as it was: {found}; mend it by hand"
+            )
+
+    def _stopped(self, name, journal):
+        """Undo a move that failed, while that can be done; tells how things stand."""
+        again = f"qubes_vm.migrate {name} {journal['pool']}"
+        early = journal["step"] in _UNDONE
+        try:
+            if early and self._is_original(name, journal):
+                self._undo(name, journal)
+                return f"the move was undone, {name} is as it was"
+        except StoragePoolException as err:
+            return f"the move stopped and could not be undone now ({err}); run {again} later"
+        return (
+            f"the move stopped, and a whole copy of {name} is in {journal['temporary']}; run"
+            f" {again} to finish it"
+        )
+
+    def _is_original(self, name, journal):
+        self.refresh()
+        found = name in self.listed() and self.vm_properties(name).get("uuid")
+        return bool(found) and found.value == journal["uuid"]
+
+    def _check_halted(self, name):
+        """Ask for the power state anew: before R4.3 nothing keeps a VM from being started."""
+        self.refresh()
+        state = self.get_listed(name).state
+        if state != "Halted":
+            raise StoragePoolException(f"VM {name}: is {state}, it was started during its move")
+
+    # the steps; each may find its own work done, in part or whole
+
+    def _copy(self, name, journal):
+        temporary = journal["temporary"]
+        self._check_halted(name)
+        if self.is_43():
+            self._set_feature(name, PROHIBIT, f"it is being moved to pool {journal['pool']}")
+        self._drop_ours(temporary)
+        self._make(temporary, journal)
+        for role in _ROLES:
+            value = journal["whole"]["properties"].get(role)
+            if value is not None:
+                self._set_property(temporary, role, value)
+        self._copy_volumes(name, temporary, journal)
+
+    def _make(self, name, journal):
+        self.make_vm(
+            name, journal["klass"], journal["template"], journal["label"], journal["pools"]
+        )
+        self._set_feature(name, MARK, journal["vm"])
+        if self.is_43():
+            self._set_feature(name, PROHIBIT, "it is part of a move of a VM")
+
+    def _copy_volumes(self, source, target, journal):
+        for volume, was in journal["volumes"].items():
+            self._check_halted(source)
+            self._check_halted(target)
+            what = f"VM {source}: copy of volume {volume} to {target}"
+            token = self.client.call("admin.vm.volume.CloneFrom", source, volume)
+            if not token.ok or not token.content:
+                raise StoragePoolException(f"{what}: {token}")
+            answer = self.client.call("admin.vm.volume.CloneTo", target, volume, token.content)
+            self._check_halted(source)
+            self._check_halted(target)
+            now = self.volume(target, volume)
+            # That the size is right says little; no other answer says that all was copied.
+            if not answer.ok or now is None or now.size != was["size"]:
+                raise StoragePoolException(f"{what}: {answer}")
+
+    def _switch(self, name, journal):
+        self._point(journal["users"], name, journal["temporary"])
+
+    def _point(self, users, old, new):
+        """Point what names a VM to another one; what names a third one meanwhile is left."""
+        for vm, key in users:
+            if vm is not None and vm not in self.listed():
+                continue
+            now = (self.vm_properties(vm) if vm else self.system_properties()).get(key)
+            if now is None or now.value != old or now.default:
+                continue
+            if vm:
+                self._set_property(vm, key, new)
+                continue
+            answer = self.client.call("admin.property.Set", arg=key, payload=new)
+            if self.system_properties()[key].value != new:
+                raise StoragePoolException(f"{key}: is {old}, not {new}: {answer}")
+
+    def _remove(self, name, journal):
+        if not self._is_original(name, journal):
+            if name in self.listed():
+                raise StoragePoolException(f"VM {name}: someone else made another one of that name")
+            return
+        self._check_halted(name)
+        self._check_copy(journal["temporary"], journal)
+        self.drop_vm(name)
+
+    def _check_copy(self, name, journal):
+        """See that a VM has the volumes of the one that moves, before another copy goes."""
+        self.get_listed(name)
+        for volume, was in journal["volumes"].items():
+            now = self.volume(name, volume)
+            if now is None or now.size < was["size"] or now.pool != journal["pools"][volume]:
+                raise StoragePoolException(f"VM {name}: its volume {volume} is no whole copy")
+
+    def _recreate(self, name, journal):
+        self._check_copy(journal["temporary"], journal)
+        self._drop_ours(name)
+        self._make(name, journal)
+        self._copy_volumes(journal["temporary"], name, journal)
+
+    def _drop_ours(self, name):
+        """Remove what a killed step made; someone else's VM is never removed."""
+        self.refresh()
+        there = self.listed().get(name)
+        if there is None:
+            return
+        ours = MARK in self.features(name)
+        fresh = not any(volume.usage for volume in self.volumes(name).values() if volume.save)
+        if there.state != "Halted" or not (ours or fresh):
+            raise StoragePoolException(
+                f"VM {name}: is not of this move; rename or remove it to let the move go on"
+            )
+        self.drop_vm(name)
+
+    def _restore(self, name, journal):
+        self.restore(name, journal["whole"])
+        volumes = {**journal["volumes"], "volatile": journal["volatile"]}
+        self.restore_volumes(name, volumes)
+        self._point(journal["users"], journal["temporary"], name)
+        journal["lost"] = [*self.lost(name, journal["whole"]), *self.lost_volumes(name, volumes)]
+
+    def _clean(self, name, journal):
+        self._check_copy(name, journal)
+        temporary = journal["temporary"]
+        # Whoever was pointed to the temporary VM meanwhile goes with the others.
+        self._point(self.named_by(temporary), temporary, name)
+        self._drop_ours(temporary)
+
+    def _finish(self, name, journal):
+        self._unmark(name, journal["whole"]["features"])
+        journal["lost"] += self.verify_vm(name, moving=False)
+        self.journal.remove(name)
+
+    def _unmark(self, name, features):
+        now = self.features(name)
+        for key in (MARK, PROHIBIT):
+            if key in features:
+                self._set_feature(name, key, features[key])
+            elif key in now:
+                answer = self.client.call("admin.vm.feature.Remove", name, key)
+                if key in self.features(name):
+                    raise StoragePoolException(f"VM {name}: feature {key} stays: {answer}")
+
+    def _undo(self, name, journal):
+        """The original is there: point back to it, and remove the copy."""
+        self._point(journal["users"], journal["temporary"], name)
+        self._drop_ours(journal["temporary"])
+        self._unmark(name, journal["whole"]["features"])
+        self.journal.remove(name)

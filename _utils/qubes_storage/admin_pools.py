@@ -1,0 +1,199 @@
+"""R4: the verbs that change pools, and the system's default pools."""
+
+import os
+
+from qubes_storage.admin_pool_plan import PLACE, SETTABLE, SUBDIRS, TYPES, AdminPoolPlan
+from qubes_storage.adminapi import check_pool_name, fresh_if_refused
+from qubes_storage.declared import Declared
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.values import normalise, shown
+
+DEFAULTS = tuple(f"default_pool{end}" for end in ("", "_root", "_private", "_volatile", "_kernel"))
+
+
+class AdminPools(AdminPoolPlan):
+    """The part of :py:class:`~qubes_storage.admin.AdminSystem` that changes pools."""
+
+    def add_pool(
+        self, name, driver=None, options=None, require_mount=None, min_free=None, **config
+    ):
+        """
+        Add a pool: its guards first, then the pool.
+
+        Returns the changes. Raises :py:class:`StoragePoolException` if it is there already, or if
+        it is not there afterwards, whatever the daemon answered.
+        """
+        declared = Declared(name, driver, options, require_mount, min_free, config)
+        self.refresh()
+        if self.pool_config(check_pool_name(name)) is not None:
+            raise StoragePoolException(
+                f"pool {name}: is there already; change it with qubes_pool.set"
+            )
+        changes = self._pool_diff(name, declared)
+        before = self.guards(name)
+        self.save_guards(name, {**dict.fromkeys(before), **declared.guards})
+        driver = declared.options["driver"]
+        wanted = {"name": name, **self.wanted_options(name, driver, declared.options)}
+        payload = "".join(f"{k}={v}\n" for k, v in wanted.items() if v is not None)
+        answer = self.client.call("admin.pool.Add", arg=driver, payload=payload)
+        if self.pool_config(name) is None:
+            self.save_guards(name, {**dict.fromkeys(declared.guards), **before})
+            raise StoragePoolException(
+                f"pool {name}: was not added: {answer}; {self._cure(declared.options)}"
+            )
+        self._check_pool(name, declared, answer)
+        return changes
+
+    @staticmethod
+    def _cure(options):
+        """What to look at when the daemon would not make a pool."""
+        places = [f"{key} {options[key]}" for key in PLACE if options.get(key)]
+        cure = f"look at {', '.join(places)}"
+        if options.get("driver") == "file-reflink":
+            cure += ", which has to be on btrfs or xfs (setup_check: false if it cannot be)"
+        return cure
+
+    def _check_pool(self, name, declared, answer):
+        """Read a pool after a change; what is not as declared is an error."""
+        left = self._pool_diff(name, declared)
+        if left:
+            different = ", ".join(f"{k} is {v['old']}, not {v['new']}" for k, v in left.items())
+            raise StoragePoolException(f"pool {name}: {different} after the change: {answer}")
+
+    def set_pool(
+        self, name, driver=None, options=None, require_mount=None, min_free=None, **config
+    ):
+        """
+        Change a pool that is there, only what is declared: guards, and of the options
+        ``revisions_to_keep`` and ``ephemeral_volatile``, for the daemon lets no other be set.
+        """
+        declared = Declared(name, driver, options, require_mount, min_free, config)
+        self.refresh()
+        self.check_pool(name, f"pool {name}")
+        changes = self._pool_diff(name, declared)
+        self.save_guards(name, {k: v for k, v in declared.guards.items() if k in changes})
+        answer = None
+        for key in SETTABLE:
+            if key in changes:
+                value = normalise(key, declared.options[key], TYPES[key])
+                answer = self.client.call(f"admin.pool.Set.{key}", arg=name, payload=str(value))
+        if changes:
+            self._check_pool(name, declared, answer)
+        return changes
+
+    @fresh_if_refused
+    def pool_remove_diff(self, name, purge=False):
+        """What :py:meth:`remove_pool` would change; raises what it would raise."""
+        config = self.pool_config(check_pool_name(name))
+        if config is None:
+            return {}
+        vms = [
+            vm
+            for vm in self.vm_names()
+            if any(volume.pool == name for volume in self.volumes(vm, kernel=True).values())
+        ]
+        if vms:
+            raise StoragePoolException(
+                f"pool {name}: VMs lie in it ({shown(vms)}); migrate or remove them first"
+            )
+        used_as = [key for key, pool in self.default_pools().items() if pool == name]
+        if used_as:
+            raise StoragePoolException(
+                f"pool {name}: is the {', '.join(used_as)}; set another with qubes_pool.default"
+            )
+        changes = {"removed": {"old": name, "new": None}}
+        for guard, value in self.guards(name).items():
+            changes[guard] = {"old": value, "new": None}
+        empty = self._empty_dirs(config.get("dir_path")) if purge else []
+        if empty:
+            changes["directories"] = {"old": empty, "new": []}
+        return changes
+
+    def _empty_dirs(self, path):
+        """The directories of a pool that hold nothing but empty directories, innermost first."""
+        found = []
+        if not path or not os.path.isdir(self.path(path)):
+            return found
+        names = set(os.listdir(self.path(path)))
+        for subdir in sorted(names & set(SUBDIRS)):
+            place = self.path(os.path.join(path, subdir))
+            if os.path.isdir(place) and not os.path.islink(place) and not os.listdir(place):
+                found.append(os.path.join(path, subdir))
+        if len(found) == len(names):
+            found.append(path)
+        return found
+
+    def remove_pool(self, name, purge=False):
+        """
+        Remove a pool; the daemon deletes nothing on disk.
+
+        ``purge`` removes those of its directories that are empty. Returns the changes, ``{}`` for a
+        pool that is not there.
+        """
+        self.refresh()
+        changes = self.pool_remove_diff(name, purge)
+        if not changes:
+            return {}
+        answer = self.client.call("admin.pool.Remove", arg=name)
+        if name in self.pool_names():
+            remote = [vm for vm, there in self.listed().items() if there.klass == "RemoteVM"]
+            cure = "run again once nothing uses it"
+            if remote:
+                cure = (
+                    f"R4.3 removes no pool at all while there is a RemoteVM ({shown(remote)}):"
+                    " remove that first"
+                )
+            raise StoragePoolException(f"pool {name}: was not removed: {answer}; {cure}")
+        self.save_guards(name)
+        for path in changes.get("directories", {"old": []})["old"]:
+            os.rmdir(self.path(path))
+        return changes
+
+    # the system's default pools
+
+    def default_pools(self):
+        """``{property: pool}`` of ``default_pool`` and of those for each volume."""
+        found = self.system_properties()
+        return {key: found[key].value or None for key in DEFAULTS if key in found}
+
+    @fresh_if_refused
+    def default_pools_diff(self, **pools):
+        """
+        What :py:meth:`set_default_pools` would change. Keywords are ``default_pool``,
+        ``default_pool_root``, ``_private``, ``_volatile`` and ``_kernel``; None is not declared.
+        """
+        unknown = sorted(set(pools) - set(DEFAULTS))
+        if unknown:
+            raise InvalidInput(
+                f"default pools: {', '.join(unknown)} is no property; there are"
+                f" {', '.join(DEFAULTS)}"
+            )
+        now = self.default_pools()
+        changes = {}
+        for key, pool in pools.items():
+            if pool is None:
+                continue
+            driver = self.check_pool(pool, key)
+            if (driver == "linux-kernel") != (key == "default_pool_kernel"):
+                raise InvalidInput(
+                    f"{key}: pool {pool} has driver {driver}; kernels go into a pool of driver"
+                    " linux-kernel, and nothing else does"
+                )
+            if now.get(key) != pool:
+                changes[key] = {"old": now.get(key), "new": pool}
+        return changes
+
+    def set_default_pools(self, **pools):
+        """Set the system's default pools, only those that are declared. Returns the changes."""
+        self.refresh()
+        changes = self.default_pools_diff(**pools)
+        # default_pool first: those that follow it change with it.
+        for key in sorted(changes):
+            pool = changes[key]["new"]
+            answer = self.client.call("admin.property.Set", arg=key, payload=pool)
+            now = self.default_pools().get(key)
+            if now != pool:
+                raise StoragePoolException(
+                    f"{key}: is {now}, not {pool}, after the change: {answer}"
+                )
+        return changes

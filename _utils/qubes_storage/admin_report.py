@@ -1,0 +1,69 @@
+"""R4: a bird's-eye view of who lives where, and what is wrong with a VM."""
+
+import os
+
+from qubes_storage.admin_vm_words import OWN
+from qubes_storage.exc import StoragePoolException
+
+
+class AdminReport:
+    """The part of :py:class:`~qubes_storage.admin.AdminSystem` that reports."""
+
+    def report(self):
+        """
+        ``{pool: {driver, size, used, free, provisioned, vms: {VM: {volume: {size, allocated}}}}}``
+        in bytes; a snapshot is no image of its own and is left out.
+        """
+        found = {}
+        for name, config in self.list_pools().items():
+            usage = self.usage(name)
+            found[name] = {"driver": config.get("driver"), **usage, "provisioned": 0, "vms": {}}
+        for vm in self.vm_names():
+            for volume in self.volumes(vm).values():
+                if volume.snap or volume.pool not in found:
+                    continue
+                place = found[volume.pool]
+                place["provisioned"] += volume.size
+                sizes = {"size": volume.size, "allocated": volume.usage}
+                place["vms"].setdefault(vm, {})[volume.name] = sizes
+        return found
+
+    def verify_vm(self, name, moving=True):
+        """What is wrong with a VM's volumes, as sentences; raises for none of that name."""
+        journal = self.pending_move(name) if moving else None
+        found = []
+        if journal:
+            found.append(
+                f"VM {name}: its move to pool {journal['pool']} was cut off ({journal['path']});"
+                f" finish it with qubes_vm.migrate {name} {journal['pool']}"
+            )
+            if name not in self.listed():
+                return found
+        there = self.get_listed(name)
+        if there.klass not in OWN:
+            return found
+        pools = self.list_pools()
+        for volume in self.volumes(name).values():
+            what = f"VM {name}: volume {volume.name}"
+            if volume.pool not in pools:
+                found.append(f"{what}: its pool {volume.pool} is not there; add it again")
+                continue
+            image = self._image(volume, pools[volume.pool].get("driver"))
+            if volume.save and image and not os.path.exists(self.path(image)):
+                found.append(f"{what}: {image} is gone; is its disk mounted? bring it back")
+            try:
+                self.check_growth(volume.pool)
+            except StoragePoolException as err:
+                if str(err) not in found:
+                    found.append(str(err))
+        return found
+
+    @staticmethod
+    def _image(volume, driver):
+        """
+        The file of a volume, or None where it is no file. The file-reflink driver tells the path
+        that a running VM writes to; the image that is kept lies beside it.
+        """
+        if driver == "file-reflink" and volume.path:
+            return volume.path.replace("-dirty.img", ".img")
+        return volume.path if driver == "file" else None

@@ -1,0 +1,153 @@
+"""R4: what a declared VM needs, compared with what the daemon has."""
+
+from qubes_storage.admin_pool_plan import check_revisions
+from qubes_storage.admin_vm_new import AdminVMNew
+from qubes_storage.admin_vm_words import OWN, Plan, check_klass, check_volumes
+from qubes_storage.adminapi import check_label, fresh_if_refused
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.values import check_vm_name
+
+
+class AdminVMPlan(AdminVMNew):
+    """The part of :py:class:`~qubes_storage.admin.AdminSystem` that plans VMs."""
+
+    @fresh_if_refused
+    def vm_diff(self, name, **declared):
+        """
+        What :py:meth:`create_vm` or :py:meth:`set_vm` would change, ``{}`` for nothing; entries are
+        ``{"old": ..., "new": ...}``, ``created`` for a new VM. Raises what they would raise.
+
+        Keywords: klass, template, label, pool, volumes, clone_from, root_copy_from, migrate,
+        create_only.
+        """
+        return self.vm_plan(name, **declared).changes
+
+    def vm_plan(
+        self,
+        name,
+        klass=None,
+        template=None,
+        label=None,
+        pool=None,
+        volumes=None,
+        clone_from=None,
+        root_copy_from=None,
+        migrate=False,
+        create_only=False,
+    ):
+        """The :py:class:`Plan` of a declared VM."""
+        if root_copy_from is not None:
+            raise NotSupported(
+                f"VM {name}: backend admin cannot take a root image from a file; create the VM and"
+                " run qvm-volume import NAME:root FILE"
+            )
+        texts = {"klass": klass, "template": template, "pool": pool, "clone_from": clone_from}
+        for word, value in texts.items():
+            if value is not None and not isinstance(value, str):
+                raise InvalidInput(f"VM {name}: {word} {value!r} is not a text; put it in quotes")
+        if klass is not None:
+            check_klass(klass, name)
+        if label is not None:
+            check_label(label, f"VM {name}")
+        wanted = check_volumes(name, volumes)
+        moving = self.pending_move(check_vm_name(name))
+        if moving and create_only:
+            return Plan()
+        if moving:
+            return Plan(changes=self._unfinished(name, moving, pool, migrate))
+        there = self.listed().get(name)
+        if there is None:
+            return self.plan_new(name, klass, template, label, pool, wanted, clone_from)
+        if create_only:
+            return Plan()
+        return self._compare_vm(name, there, klass, template, label, pool, wanted, migrate)
+
+    @staticmethod
+    def _unfinished(name, moving, pool, migrate):
+        to = moving["pool"]
+        if not migrate or pool not in (None, to):
+            raise StoragePoolException(
+                f"VM {name}: its move to pool {to} was cut off and {moving['path']} tells where;"
+                f" finish it with qubes_vm.migrate {name} {to}, or declare pool: {to} and"
+                " migrate: true"
+            )
+        return {"unfinished": {"old": moving["path"], "new": None}}
+
+    def _compare_vm(self, name, there, klass, template, label, pool, wanted, migrate):
+        if there.klass not in OWN:
+            raise InvalidInput(f"VM {name}: a {there.klass} has no volumes; declare other VMs")
+        if klass not in (None, there.klass):
+            raise StoragePoolException(
+                f"VM {name}: is a {there.klass}, not a {klass}; a class never changes: declare"
+                f" {there.klass}, or remove the VM first"
+            )
+        plan = Plan(klass=there.klass)
+        properties = self.get_properties(name)
+        if label is not None and label != properties["label"].value:
+            self._check_label_exists(name, label)
+            plan.label = label
+            plan.changes["label"] = {"old": properties["label"].value, "new": label}
+        if template is not None and "template" in properties:
+            self._compare_template(name, there, properties["template"].value, template, plan)
+        self._compare_volumes(name, plan, wanted, pool, migrate)
+        return plan
+
+    def _compare_template(self, name, there, old, template, plan):
+        if template == old:
+            return
+        self._check_template(name, there.klass, template)
+        if there.state != "Halted":
+            raise StoragePoolException(
+                f"VM {name}: runs on {old}, not on {template}, and is {there.state}; a template"
+                " changes only while the VM is halted: shut it down"
+            )
+        plan.template = template
+        plan.changes["template"] = {"old": old, "new": template}
+
+    def _compare_volumes(self, name, plan, wanted, pool, migrate):
+        wanted_pools = {volume: pool for volume in OWN[plan.klass] if pool is not None}
+        wanted_pools.update((v, o["pool"]) for v, o in wanted.items() if "pool" in o)
+        moved, old_sizes, old_revisions = {}, {}, {}
+        for volume in sorted({*wanted_pools, *wanted}):
+            found = self.get_volume(name, volume)
+            options = wanted.get(volume, {})
+            to = wanted_pools.get(volume, found.pool)
+            if to != found.pool:
+                self._check_target(name, volume, to, plan.klass)
+                moved[volume] = (found.pool, to)
+            if "size" in options and found.snap:
+                raise self._is_snapshot(name, volume)
+            if options.get("size", 0) > found.size:
+                self.check_growth(found.pool)
+                plan.sizes[volume] = options["size"]
+                old_sizes[volume] = found.size
+            keep = options.get("revisions_to_keep")
+            if keep is not None and str(keep) != found.revisions_to_keep:
+                driver = self.check_pool(to, f"VM {name}: volume {volume}")
+                check_revisions(keep, driver, f"VM {name}: volume {volume}: revisions_to_keep")
+                plan.revisions[volume] = keep
+                old_revisions[volume] = found.revisions_to_keep
+        if moved:
+            self._compare_pools(name, plan, moved, migrate)
+        if plan.sizes:
+            plan.changes["volumes"] = {"old": old_sizes, "new": dict(plan.sizes)}
+        if plan.revisions:
+            new = {v: str(keep) for v, keep in plan.revisions.items()}
+            plan.changes["revisions_to_keep"] = {"old": old_revisions, "new": new}
+
+    def _compare_pools(self, name, plan, moved, migrate):
+        if not migrate:
+            volume, (old, new) = next(iter(moved.items()))
+            raise StoragePoolException(
+                f"VM {name}: its {volume} volume lies in pool {old}, not in {new}; declare"
+                f" migrate: true to move it (the VM has to be halted), or pool: {old}"
+            )
+        plan.pools = {volume: new for volume, (_, new) in moved.items()}
+        self.check_move(name, plan.pools)
+        olds, news = ({v: pools[n] for v, pools in moved.items()} for n in (0, 1))
+        plain = len(set(olds.values())) == 1 and len(set(news.values())) == 1
+        plan.changes["pool"] = (
+            {"old": next(iter(olds.values())), "new": next(iter(news.values()))}
+            if plain
+            else {"old": olds, "new": news}
+        )

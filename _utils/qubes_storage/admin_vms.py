@@ -1,0 +1,260 @@
+"""R4: the verbs on VMs: list, info, create, set, remove, resize, revert."""
+
+from qubes_storage.admin_reading import vanished
+from qubes_storage.admin_vm_plan import AdminVMPlan
+from qubes_storage.admin_vm_words import OWN
+from qubes_storage.adminapi import fresh_if_refused, lines
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.values import check_vm_name, format_size, parse_size, shown
+
+
+class AdminVMs(AdminVMPlan):
+    """The part of :py:class:`~qubes_storage.admin.AdminSystem` that is about VMs."""
+
+    def _summary(self, name, klass):
+        properties = self.vm_properties(name)
+        value = {key: properties[key].value for key in ("template", "label") if key in properties}
+        private = self.volume(name, "private") if klass in OWN else None
+        return {
+            "klass": klass,
+            "pool": private.pool if private else None,
+            "template": value.get("template") or None,
+            "label": value.get("label"),
+        }
+
+    def list_vms(self):
+        """``{name: {klass, pool, template, label}}``; ``pool`` is where the private volume lies."""
+        return {name: self._summary(name, vm.klass) for name, vm in self.listed().items()}
+
+    def get_listed(self, name):
+        """What admin.vm.List says of a VM; raises where there is none."""
+        found = self.listed().get(check_vm_name(name) if name != "dom0" else name)
+        if found is None:
+            raise StoragePoolException(
+                f"VM {name}: is not there; create it with qubes_vm.create or qubes_vm.present",
+                waits_for=("VM", name),
+            )
+        return found
+
+    def vm_info(self, name):
+        """
+        What there is of a VM, or None for none of that name: ``klass``, ``pool``, ``template``,
+        ``label``, ``state``, ``dir_path`` (None: only the daemon knows), and ``volumes: {volume:
+        {path, size, allocated, pool, revisions_to_keep}}`` in bytes.
+        """
+        there = self.listed().get(name)
+        if there is None:
+            return None
+        found = {**self._summary(name, there.klass), "state": there.state, "dir_path": None}
+        volumes = self.volumes(name) if there.klass in OWN else {}
+        found["volumes"] = {
+            volume.name: {
+                "path": volume.path,
+                "size": volume.size,
+                "allocated": volume.usage,
+                "pool": volume.pool,
+                "revisions_to_keep": volume.revisions_to_keep,
+            }
+            for volume in volumes.values()
+        }
+        return found
+
+    def create_vm(self, name, **declared):
+        """
+        Create a VM, its volumes in their pools, grown to the sizes declared.
+
+        Whether it came to be is read afterwards: without a default_kernel the daemon answers
+        nothing although the VM exists. One that was made and could not be grown stays, and
+        :py:meth:`set_vm` finishes it. Returns the changes.
+        """
+        self.refresh()
+        plan = self.vm_plan(name, **declared)
+        if "created" not in plan.changes:
+            if name in self.listed():
+                raise StoragePoolException(
+                    f"VM {name}: is there already; change it with qubes_vm.set"
+                )
+            return self.set_vm(name, **declared)
+        if plan.copied:
+            self.copy_vm(plan.copied, name, plan.klass, plan.pools)
+        else:
+            self.make_vm(name, plan.klass, plan.template, plan.label, plan.pools)
+        self.set_vm(name, **{**declared, "create_only": False})
+        return plan.changes
+
+    def make_vm(self, name, klass, template, label, pools):
+        """Create a VM and see that it is there and what was asked for."""
+        verb = f"admin.vm.Create{'InPool' if pools else ''}.{klass}"
+        words = [f"name={name}", f"label={label}", *(f"pool:{v}={p}" for v, p in pools.items())]
+        answer = self.client.call(verb, arg=template or "", payload=" ".join(words))
+        there = self.listed().get(name)
+        if there is None:
+            raise StoragePoolException(f"VM {name}: was not created: {answer}")
+        properties = self.vm_properties(name)
+        is_ = properties["template"].value if "template" in properties else None
+        if (there.klass, is_) != (klass, template or None):
+            raise StoragePoolException(
+                f"VM {name}: someone else created it meanwhile, as a {there.klass} on {is_}; run"
+                " again"
+            )
+
+    def set_vm(self, name, **declared):
+        """
+        Change a VM that is there, only what is declared and differs: label, template, revisions to
+        keep, sizes, which only ever grow, and with ``migrate`` its pool. Finishes a move that was
+        cut off. Returns the changes.
+        """
+        self.refresh()
+        if not self.pending_move(check_vm_name(name)):
+            self.get_listed(name)
+        plan = self.vm_plan(name, **declared)
+        changes = dict(plan.changes)
+        if "created" in changes:
+            raise vanished(name)
+        if "unfinished" in changes:
+            self.resume_move(name)
+            plan = self.vm_plan(name, **declared)
+            changes.update(plan.changes)
+        if plan.pools:
+            self.move(name, plan.pools)
+        for key in ("label", "template"):
+            if key in plan.changes:
+                self._set_property(name, key, plan.changes[key]["new"])
+        for volume, keep in plan.revisions.items():
+            self._set_revisions(name, volume, keep)
+        for volume, size in plan.sizes.items():
+            self._grow(name, volume, size)
+        return changes
+
+    def _set_property(self, name, key, value):
+        answer = self.client.call("admin.vm.property.Set", name, key, value)
+        now = self.vm_properties(name).get(key)
+        if now is None or now.value != value:
+            is_ = now.value if now else "gone with the VM"
+            raise StoragePoolException(f"VM {name}: {key} is {is_}, not {value}: {answer}")
+
+    def _set_revisions(self, name, volume, keep):
+        answer = self.client.call("admin.vm.volume.Set.revisions_to_keep", name, volume, str(keep))
+        now = self.volume(name, volume)
+        if now is None or now.revisions_to_keep != str(keep):
+            is_ = now.revisions_to_keep if now else "gone with the VM"
+            raise StoragePoolException(
+                f"VM {name}: revisions_to_keep of volume {volume} is {is_}, not {keep}: {answer}"
+            )
+
+    def _grow(self, name, volume, size):
+        """Grow a volume; the daemon would shrink one, so its size is read right before."""
+        self.refresh()
+        now = self.volume(name, volume)
+        if now is not None and now.size >= size:
+            return
+        answer = self.client.call("admin.vm.volume.Resize", name, volume, str(size))
+        now = self.volume(name, volume)
+        if now is None or now.size < size:
+            is_ = format_size(now.size) if now else "gone with the VM"
+            raise StoragePoolException(
+                f"VM {name}: volume {volume} is {is_}, not {format_size(size)}: {answer}"
+            )
+
+    def resize_vm(self, name, volume, size):
+        """
+        Grow a volume to ``size`` (bytes, or with a unit). Returns the changes, ``{}`` for a volume
+        of that size. Never shrinks: the daemon would cut off what is beyond.
+        """
+        wanted = parse_size(size, f"VM {name}: volume {volume}")
+        self.refresh()
+        self.get_listed(name)
+        changes = self.vm_diff(name, volumes={volume: wanted})
+        now = self.get_volume(name, volume)
+        if now.size > wanted:
+            raise StoragePoolException(
+                f"VM {name}: volume {volume} is {format_size(now.size)} already and never shrinks;"
+                " take that size or more"
+            )
+        if changes:
+            self._grow(name, volume, wanted)
+        return changes
+
+    @fresh_if_refused
+    def vm_remove_diff(self, name, purge=False):
+        """What :py:meth:`remove_vm` would change; raises what it would raise."""
+        moving = self.pending_move(name)
+        if moving:
+            self._unfinished(name, moving, None, False)
+        there = self.listed().get(name)
+        if there is None:
+            return {}
+        if there.klass == "AdminVM":
+            raise InvalidInput("VM dom0: cannot be removed")
+        if there.state != "Halted" and there.klass in OWN:
+            raise StoragePoolException(f"VM {name}: is {there.state}; shut it down first")
+        users = [user for user in self.named_by(name) if user[0] != name]
+        if users:
+            raise StoragePoolException(
+                f"VM {name}: is named by {self.said(users)}; give them another or remove them first"
+            )
+        changes = {"removed": {"old": name, "new": None}}
+        volumes = self.volumes(name) if there.klass in OWN else {}
+        held = [v for v in volumes.values() if v.save]
+        if held and not purge:
+            what = ", ".join(
+                f"{v.name} in pool {v.pool} ({format_size(v.usage)} in use)" for v in held
+            )
+            raise StoragePoolException(
+                f"VM {name}: has images: {what}; they are deleted only with purge: true"
+            )
+        if held:
+            changes["deleted"] = {"old": sorted(f"{v.pool}:{v.name}" for v in held), "new": None}
+        return changes
+
+    def remove_vm(self, name, purge=False):
+        """
+        Remove a VM and, as the daemon does no other, its volumes: so ``purge`` has to say so where
+        there are any. Returns the changes, ``{}`` for a VM that is not there.
+        """
+        self.refresh()
+        changes = self.vm_remove_diff(name, purge)
+        if changes:
+            self.drop_vm(name)
+        return changes
+
+    def drop_vm(self, name):
+        """Remove a VM and see that it is gone."""
+        answer = self.client.call("admin.vm.Remove", name)
+        if name in self.listed():
+            raise StoragePoolException(f"VM {name}: was not removed: {answer}")
+
+    def revisions(self, name, volume="private"):
+        """The revisions of a volume, the oldest first, by the names :py:meth:`revert` takes."""
+        self.get_listed(name)
+        what = f"VM {name}: revisions of volume {volume}"
+        if volume not in self.volumes(name):
+            raise InvalidInput(f"{what}: it has volumes {', '.join(self.volumes(name))}")
+        return lines(self.client.read("admin.vm.volume.ListSnapshots", name, volume), what)
+
+    def revert(self, name, volume="private", revision=None):
+        """
+        Go back to a revision of a volume, the latest if none is named; what the volume holds now
+        becomes a revision. Returns the changes.
+        """
+        self.refresh()
+        what = f"VM {name}: volume {volume}"
+        there = self.get_listed(name)
+        found = self.revisions(name, volume)
+        if not found:
+            raise StoragePoolException(f"{what}: has no revisions to go back to")
+        revision = found[-1] if revision is None else str(revision)
+        if revision not in found:
+            raise InvalidInput(f"{what}: has no revision {revision!r}; it has {shown(found)}")
+        driver = self.check_pool(self.get_volume(name, volume).pool, what)
+        if driver == "file":
+            raise NotSupported(
+                f"{what}: driver file keeps a revision but cannot go back to it; migrate the VM to"
+                " a pool of driver file-reflink or lvm_thin"
+            )
+        if there.state != "Halted":
+            raise StoragePoolException(f"{what}: the VM is {there.state}; shut it down first")
+        answer = self.client.call("admin.vm.volume.Revert", name, volume, revision)
+        if not answer.ok and self.revisions(name, volume) == found:
+            raise StoragePoolException(f"{what}: was not reverted to {revision}: {answer}")
+        return {"revision": {"old": None, "new": revision}}

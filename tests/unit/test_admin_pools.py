@@ -1,0 +1,296 @@
+"""Pools over the Admin API, on each release."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "r4"))
+from machine import RELEASES, forget, machine, writes
+from qubes_storage import InvalidInput, NotSupported, StoragePoolException
+
+GIB = 1024**3
+THIN = {
+    "data_size": 100 * GIB,
+    "data_usage": 40 * GIB,
+    "metadata_size": GIB,
+    "metadata_usage": GIB // 10,
+}
+
+
+@pytest.fixture(params=RELEASES)
+def there(request, tmp_path):
+    with machine(request.param, tmp_path) as found:
+        found[0].thin_pools["qubes_dom0/vm-pool"] = dict(THIN)
+        forget(*found)
+        yield found
+
+
+def test_list_and_drivers_are_the_daemons(there):
+    _, system = there
+    assert system.list_drivers() == [
+        "callback", "file", "file-reflink", "linux-kernel", "lvm_thin", "zfs"
+    ]  # fmt: skip
+    assert system.list_pools()["ssd"] == {
+        "driver": "file-reflink",
+        "dir_path": "/mnt/ssd/qubes",
+        "revisions_to_keep": "1",
+        "ephemeral_volatile": "False",
+    }
+
+
+def test_add_shows_the_same_in_diff_and_changes_nothing_the_second_time(there):
+    daemon, system = there
+    declared = {
+        "driver": "lvm_thin",
+        "options": [{"volume_group": "qubes_dom0"}, {"thin_pool": "vm-pool"}],
+        "revisions_to_keep": 2,
+        "min_free": "20GiB",
+    }
+    changes = system.pool_diff("foo", **declared)
+    assert not writes(daemon)
+    assert system.pool_info("foo") is None
+    assert system.add_pool("foo", **declared) == changes
+    assert set(changes) == {
+        "created", "driver", "volume_group", "thin_pool", "revisions_to_keep", "min_free"
+    }  # fmt: skip
+    assert changes["min_free"] == {"old": None, "new": "20GiB"}
+    assert writes(daemon) == ["admin.pool.Add"]
+    forget(daemon, system)
+    assert system.pool_diff("foo", **declared) == {}
+    assert system.set_pool("foo", **declared) == {}
+    assert not writes(daemon)
+    with pytest.raises(StoragePoolException, match="is there already"):
+        system.add_pool("foo", **declared)
+
+
+def test_info_tells_data_and_metadata_and_who_lives_there(there):
+    daemon, system = there
+    system.add_pool("thin", "lvm_thin", volume_group="qubes_dom0", thin_pool="vm-pool")
+    info = system.pool_info("thin")
+    assert (info["size"], info["used"], info["free"]) == (100 * GIB, 40 * GIB, 60 * GIB)
+    assert (info["metadata_size"], info["metadata_used"]) == (GIB, GIB // 10)
+    assert info["problems"] == [] and info["vms"] == [] and info["provisioned"] == 0
+    daemon.add_vm("inside", pool="thin")
+    system.refresh()
+    info = system.pool_info("thin")
+    assert info["vms"] == ["inside"]
+    assert info["provisioned"] == 12 * GIB
+    assert system.pool_info("linux-kernel")["size"] is None
+
+
+def test_metadata_over_90_percent_refuses_to_make_and_to_grow(there):
+    daemon, system = there
+    system.add_pool("thin", "lvm_thin", volume_group="qubes_dom0", thin_pool="vm-pool")
+    system.create_vm("inside", pool="thin")
+    daemon.thin_pools["qubes_dom0/vm-pool"]["metadata_usage"] = GIB * 91 // 100 + 1
+    forget(daemon, system)
+    for verb in (
+        lambda: system.create_vm("more", pool="thin"),
+        lambda: system.set_vm("inside", volumes={"private": "3GiB"}),
+        lambda: system.resize_vm("inside", "private", "3GiB"),
+        lambda: system.migrate_vm("vault", "thin"),
+    ):
+        with pytest.raises(StoragePoolException, match=r"metadata is 91 % full.*lvextend"):
+            verb()
+    assert not writes(daemon)
+    assert "91 %" in system.pool_info("thin")["problems"][0]
+    assert "91 %" in system.verify_vm("inside")[0]
+
+
+def test_what_can_be_set_is_set_and_the_rest_is_told_with_its_cure(there):
+    daemon, system = there
+    changes = system.pool_diff("ssd", revisions_to_keep=3, ephemeral_volatile=True)
+    assert changes == {
+        "revisions_to_keep": {"old": "1", "new": "3"},
+        "ephemeral_volatile": {"old": "False", "new": "True"},
+    }
+    assert system.set_pool("ssd", revisions_to_keep=3, ephemeral_volatile="on") is not None
+    assert daemon.pools["ssd"].options["revisions_to_keep"] == "3"
+    assert daemon.pools["ssd"].options["ephemeral_volatile"] == "True"
+    assert system.pool_diff("ssd", ephemeral_volatile="yes", setup_check=False) == {}
+    forget(daemon, system)
+    for config in ({"dir_path": "/mnt/ssd/other"}, {"driver": "file"}):
+        with pytest.raises(StoragePoolException, match="cannot change it later; declare"):
+            system.pool_diff("ssd", **config)
+        with pytest.raises(StoragePoolException, match="add it again"):
+            system.set_pool("ssd", **config)
+    with pytest.raises(NotSupported, match="declare the value"):
+        system.set_pool("ssd", options={"revisions_to_keep": None})
+    assert not writes(daemon)
+
+
+def test_a_path_compares_as_a_path(there):
+    _, system = there
+    assert system.pool_diff("ssd", dir_path="/mnt/ssd/./qubes/") == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"driver": "file", "dir_path": "/mnt/ssd/qubes"}, "directory of pool ssd too"),
+        ({"driver": "file", "dir_path": "/mnt/ssd/qubes/appvms/x"}, "VM directories of pool ssd"),
+        ({"driver": "file", "dir_path": "/nonexistent/deep"}, "parent of its dir_path, is not"),
+        ({"driver": "file", "dir_path": "relative"}, "not an absolute path"),
+        ({"driver": "file", "dir_path": "/mnt/a\nb"}, "new line"),
+        ({"driver": "file"}, "needs dir_path"),
+        ({"driver": "lvm_thin", "volume_group": "x"}, "needs thin_pool"),
+        ({"driver": "file-reflink", "dir_path": "/mnt/n", "revisions_to_keep": "abc"}, "whole"),
+        ({"driver": "file", "dir_path": "/mnt/n", "revisions_to_keep": 2}, "can keep"),
+        ({"driver": "file", "dir_path": "/mnt/n", "ephemeral_volatile": "maybe"}, "neither"),
+        ({"driver": "file", "dir_path": "/mnt/n", "foo": "bar"}, "takes dir_path"),
+        ({"driver": "nosuch", "dir_path": "/mnt/n"}, "has no driver 'nosuch'; it has callback"),
+        ({"dir_path": "/mnt/n"}, "has no driver; declare one of"),
+        ({"driver": "file", "dir_path": "/mnt/n", "require_mount": "/mnt/n"}, "is not mounted"),
+    ],
+)
+def test_what_the_daemon_would_take_or_drop_in_silence_is_refused(there, config, why):
+    daemon, system = there
+    for verb in (system.pool_diff, system.add_pool):
+        with pytest.raises(StoragePoolException, match=why):
+            verb("new", **config)
+    assert not writes(daemon)
+    assert not (Path(system.root) / "etc/qubes/storage-guards.conf").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "", "é", "a\n", 17, None])
+def test_a_name_that_the_daemon_drops_is_refused(there, name):
+    daemon, system = there
+    with pytest.raises(InvalidInput, match="letters, digits"):
+        system.add_pool(name, "file", dir_path="/mnt/new")
+    assert not daemon.log
+
+
+@pytest.mark.parametrize("config", [{"driver": "xen"}, {"class": "qubes.storage.xen.XenPool"}])
+def test_the_words_of_r32_are_refused_with_those_of_r4(there, config):
+    _, system = there
+    for name in ("ssd", "new"):
+        with pytest.raises(NotSupported, match=r"backend admin.*file-reflink.*lvm_thin"):
+            system.pool_diff(name, **config)
+
+
+def test_a_pool_that_the_daemon_would_not_make_leaves_no_guard(there):
+    _, system = there
+    (Path(system.root) / "srv").mkdir()
+    with pytest.raises(
+        StoragePoolException, match=r"was not added: qubesd says Storage.*btrfs or xfs"
+    ):
+        system.add_pool("new", "file-reflink", dir_path="/srv/x", min_free="1GiB")
+    assert system.pool_info("new") is None
+    assert system.guards("new") == {}
+
+
+def test_an_add_without_an_answer_that_made_the_pool_is_no_error(there):
+    daemon, system = there
+    daemon.after = lambda call, answer: b"" if call.writes else answer
+    assert "created" in system.add_pool("new", "file", dir_path="/mnt/new")
+    assert "new" in daemon.pools
+
+
+def test_a_pool_that_someone_else_added_meanwhile_is_told_apart(there):
+    daemon, system = there
+
+    def first(call):
+        if call.method == "admin.pool.Add":
+            daemon.before = None
+            daemon.add_pool("new", "file", dir_path="/mnt/other")
+
+    daemon.before = first
+    with pytest.raises(StoragePoolException, match="dir_path is /mnt/other, not /mnt/new"):
+        system.add_pool("new", "file", dir_path="/mnt/new")
+
+
+def test_remove_needs_an_unused_pool_and_leaves_the_disk_alone(there):
+    daemon, system = there
+    with pytest.raises(StoragePoolException, match=r"VMs lie in it \(work\)"):
+        system.remove_pool("ssd")
+    system.set_default_pools(default_pool_volatile="btrfs")
+    with pytest.raises(StoragePoolException, match=r"is the default_pool_vol.*qubes_pool.default"):
+        system.remove_pool("btrfs")
+    system.set_default_pools(default_pool_volatile="ssd")
+    system.set_pool("btrfs", min_free="1GiB")
+    forget(daemon, system)
+    changes = system.pool_remove_diff("btrfs", purge=True)
+    assert not writes(daemon)
+    paths = [f"/mnt/btrfs/qubes/{end}" for end in ("appvms", "vm-templates")]
+    assert changes["directories"]["old"] == [*paths, "/mnt/btrfs/qubes"]
+    assert system.remove_pool("btrfs", purge=True) == changes
+    assert changes["min_free"] == {"old": "1GiB", "new": None}
+    assert "btrfs" not in daemon.pools
+    assert not os.path.exists(f"{system.root}/mnt/btrfs/qubes")
+    assert system.guards("btrfs") == {}
+    assert system.remove_pool("btrfs") == {}
+
+
+def test_remove_without_purge_keeps_directories(there):
+    _, system = there
+    assert set(system.remove_pool("btrfs")) == {"removed"}
+    assert os.path.isdir(f"{system.root}/mnt/btrfs/qubes/appvms")
+
+
+def test_a_remotevm_that_stops_every_removal_is_named(tmp_path):
+    with machine("4.3", tmp_path) as (daemon, system):
+        daemon.create("RemoteVM", "", "name=far label=red", False)
+        with pytest.raises(StoragePoolException, match=r"was not removed.*RemoteVM \(far\)"):
+            system.remove_pool("btrfs")
+
+
+def test_guards_are_kept_read_and_changed(there):
+    daemon, system = there
+    system.set_pool("ssd", min_free="300GiB")
+    assert not writes(daemon)
+    assert system.pool_info("ssd")["min_free"] == "300GiB"
+    assert system.pool_diff("ssd", min_free="300 GiB") == {}
+    with pytest.raises(StoragePoolException, match=r"min_free keeps 300\.0 GiB"):
+        system.create_vm("new", pool="ssd")
+    assert system.set_pool("ssd", options={"min_free": None}) == {
+        "min_free": {"old": "300GiB", "new": None}
+    }
+    system.create_vm("new", pool="ssd")
+
+
+def test_default_pools_are_read_and_set(there):
+    daemon, system = there
+    assert system.default_pools()["default_pool"] == "varlibqubes"
+    changes = system.default_pools_diff(default_pool="ssd", default_pool_volatile="btrfs")
+    assert not writes(daemon)
+    assert changes == {
+        "default_pool": {"old": "varlibqubes", "new": "ssd"},
+        "default_pool_volatile": {"old": "varlibqubes", "new": "btrfs"},
+    }
+    assert system.set_default_pools(default_pool="ssd", default_pool_volatile="btrfs") == changes
+    assert system.default_pools()["default_pool_root"] == "ssd"
+    forget(daemon, system)
+    assert system.set_default_pools(default_pool="ssd", default_pool_volatile="btrfs") == {}
+    assert not writes(daemon)
+    with pytest.raises(StoragePoolException, match="no pool nosuch") as err:
+        system.default_pools_diff(default_pool="nosuch")
+    assert err.value.waits_for == ("pool", "nosuch")
+    with pytest.raises(InvalidInput, match="linux-kernel"):
+        system.default_pools_diff(default_pool_kernel="ssd")
+    with pytest.raises(InvalidInput, match="no property"):
+        system.default_pools_diff(default_pol="ssd")
+
+
+def test_a_pool_that_vanishes_while_it_is_read_is_no_pool(there):
+    daemon, system = there
+
+    def gone(call):
+        if call.method == "admin.pool.Info" and call.arg == "btrfs":
+            daemon.pools.pop("btrfs", None)
+
+    daemon.before = gone
+    assert "btrfs" not in system.list_pools()
+
+
+def test_values_are_sent_in_the_daemons_form(there):
+    daemon, system = there
+    options = {"ephemeral_volatile": "yes", "revisions_to_keep": " 2", "setup_check": "on"}
+    system.add_pool("new", "file-reflink", dir_path="/mnt/new", options=options)
+    assert daemon.pools["new"].options["ephemeral_volatile"] == "True"
+    assert daemon.pools["new"].options["revisions_to_keep"] == "2"
+    system.set_pool("new", ephemeral_volatile="no", revisions_to_keep="03")
+    assert daemon.pools["new"].options["ephemeral_volatile"] == "False"
+    assert daemon.pools["new"].options["revisions_to_keep"] == "3"
+    assert system.pool_diff("new", ephemeral_volatile=False, revisions_to_keep=3) == {}
