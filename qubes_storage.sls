@@ -1,6 +1,6 @@
 #!jinja|yaml
 {#-
-Pools and VMs from pillar qubes_storage: one state a pool, one a VM.
+Pools and VMs from pillar qubes_storage: one state a pool, one a VM, and on R4 one for default_pools.
 
 The only file that reads the pillar layout. Order in pillar does not matter: a VM requires its pool
 and its template, and what is absent goes last, VMs before templates before pools.
@@ -8,21 +8,23 @@ and its template, and what is absent goes last, VMs before templates before pool
 (It is not #!py: Salt would load it as the Python module qubes_storage, in place of the core.)
 #}
 {%- set vm_keys = ["klass", "template", "label", "pool", "volumes", "clone_from", "root_copy_from",
-                   "migrate"] %}
+                   "migrate", "create_only"] %}
 {%- set layout = pillar.get("qubes_storage") or {} %}
 {%- set present = {} %}
 {%- set gone = {"vms": {}, "templates": {}, "pools": {}} %}
 {%- set wrong = [] %}
-{%- set parts = {"pools": {}, "vms": {}} %}
+{%- set parts = {"pools": {}, "vms": {}, "default_pools": {}} %}
 {%- if layout is not mapping %}
   {%- do wrong.append("pillar qubes_storage is " ~ layout ~ ", not a map of pools and vms") %}
   {%- set layout = {} %}
 {%- endif %}
 {%- for key, part in layout.items() %}
   {%- if key not in parts %}
-    {%- do wrong.append("pillar qubes_storage has " ~ key ~ "; it takes pools and vms") %}
+    {%- do wrong.append("pillar qubes_storage has " ~ key ~ "; it takes pools, vms and default_pools") %}
   {%- elif part is not none and part is not mapping %}
     {%- do wrong.append("pillar qubes_storage:" ~ key ~ " is " ~ part ~ ", not a map by name") %}
+  {%- elif key == "default_pools" %}
+    {%- do parts.default_pools.update(part or {}) %}
   {%- else %}
     {%- for name, config in (part or {}).items() %}
       {%- if config is none or config is mapping %}
@@ -50,6 +52,19 @@ and its template, and what is absent goes last, VMs before templates before pool
   {%- endif %}
 {%- endfor %}
 
+{%- if parts.default_pools %}
+  {%- set require = [] %}
+  {%- for pool in parts.default_pools.values()
+        if pool in parts.pools and not parts.pools[pool].get("absent") %}
+    {%- do require.append("pool " ~ pool) %}
+  {%- endfor %}
+  {%- set arguments = [{"require": require | unique | list}] %}
+  {%- for key, pool in parts.default_pools.items() %}
+    {%- do arguments.append({key: pool}) %}
+  {%- endfor %}
+  {%- do present.update({"default pools": {"qubes_pool.default": arguments}}) %}
+{%- endif %}
+
 {%- set templates = [] %}
 {%- for name, config in parts.vms.items() if config.get("klass") == "TemplateVM" %}
   {%- do templates.append(name) %}
@@ -72,6 +87,9 @@ and its template, and what is absent goes last, VMs before templates before pool
     {%- else %}
       {%- set require = [] %}
       {%- set pool = config.get("pool", "default") %}
+      {%- if "pool" not in config and parts.default_pools %}
+        {%- do require.append("default pools") %}
+      {%- endif %}
       {%- if pool is string and pool in parts.pools and not parts.pools[pool].get("absent") %}
         {%- do require.append("pool " ~ pool) %}
       {%- endif %}

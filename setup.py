@@ -25,6 +25,7 @@ setup(
     install_requires=["salt>=3006,<3009"],
     packages=[
         "qubes_storage",
+        "qubes_storage.admin",
         "qubes_storage.drivers",
         "qubes_storage_salt",
         "qubes_storage_salt.modules",

@@ -258,3 +258,78 @@ def notes(name, driver=None, options=None, require_mount=None, min_free=None, **
         return _system().pool_notes(
             name, driver, options, require_mount, min_free, **clean_kwargs(**config)
         )
+
+
+def default_pools():
+    """
+    Return the pools that the system takes for new VMs (R4): ``{default_pool: ...}``, and one for
+    each kind of volume.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_pool.default_pools
+    """
+    with _errors():
+        return _system().default_pools()
+
+
+def default_pools_diff(
+    default_pool=None,
+    default_pool_root=None,
+    default_pool_private=None,
+    default_pool_volatile=None,
+    default_pool_kernel=None,
+):
+    """
+    Return what :py:func:`set_default_pools` would change, ``{}`` for nothing.
+
+    default_pool, default_pool_root, default_pool_private, default_pool_volatile,
+    default_pool_kernel
+        Names of pools; what is not given is kept.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_pool.default_pools_diff default_pool=ssd
+    """
+    with _errors():
+        return _system().default_pools_diff(
+            default_pool=default_pool,
+            default_pool_root=default_pool_root,
+            default_pool_private=default_pool_private,
+            default_pool_volatile=default_pool_volatile,
+            default_pool_kernel=default_pool_kernel,
+        )
+
+
+def set_default_pools(
+    default_pool=None,
+    default_pool_root=None,
+    default_pool_private=None,
+    default_pool_volatile=None,
+    default_pool_kernel=None,
+):
+    """
+    Set the pools that the system takes for new VMs (R4); return the changes.
+
+    default_pool, default_pool_root, default_pool_private, default_pool_volatile,
+    default_pool_kernel
+        Names of pools; what is not given is kept.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_pool.set_default_pools default_pool=ssd
+    """
+    with _errors():
+        return _system().set_default_pools(
+            default_pool=default_pool,
+            default_pool_root=default_pool_root,
+            default_pool_private=default_pool_private,
+            default_pool_volatile=default_pool_volatile,
+            default_pool_kernel=default_pool_kernel,
+        )

@@ -78,6 +78,7 @@ def diff(
     clone_from=None,
     root_copy_from=None,
     migrate=False,
+    create_only=False,
     absent=False,
     purge=False,
 ):
@@ -98,7 +99,7 @@ def diff(
     purge : False
         As for :py:func:`remove`.
 
-    klass, template, label, pool, volumes, clone_from, root_copy_from, migrate
+    klass, template, label, pool, volumes, clone_from, root_copy_from, migrate, create_only
         As for :py:func:`create`.
 
     CLI Example:
@@ -120,6 +121,7 @@ def diff(
             clone_from=clone_from,
             root_copy_from=root_copy_from,
             migrate=migrate,
+            create_only=create_only,
         )
 
 
@@ -133,6 +135,7 @@ def create(
     clone_from=None,
     root_copy_from=None,
     migrate=False,
+    create_only=False,
 ):
     """
     Create a VM: its directory and images, and its entry in the registry; return the changes.
@@ -165,6 +168,10 @@ def create(
     migrate : False
         Means nothing for a new VM.
 
+    create_only : False
+        Means nothing for a new VM; one that is there is left as it is by
+        ``qubes_vm.present``.
+
     CLI Example:
 
     .. code-block:: bash
@@ -182,6 +189,7 @@ def create(
             clone_from=clone_from,
             root_copy_from=root_copy_from,
             migrate=migrate,
+            create_only=create_only,
         )
 
 
@@ -195,6 +203,7 @@ def set_(
     clone_from=None,
     root_copy_from=None,
     migrate=False,
+    create_only=False,
 ):
     """
     Change a VM and finish what a dead run left of it; return the changes.
@@ -205,7 +214,7 @@ def set_(
     name
         Name of the VM; it must be there.
 
-    klass, template, label, pool, volumes, clone_from, root_copy_from, migrate
+    klass, template, label, pool, volumes, clone_from, root_copy_from, migrate, create_only
         As for :py:func:`create`.
 
     CLI Example:
@@ -225,6 +234,7 @@ def set_(
             clone_from=clone_from,
             root_copy_from=root_copy_from,
             migrate=migrate,
+            create_only=create_only,
         )
 
 
@@ -249,3 +259,46 @@ def remove(name, purge=False):
     """
     with _errors():
         return _system().remove_vm(name, purge)
+
+
+def revisions(name, volume="private"):
+    """
+    Return the revisions of a volume that its driver keeps, the newest last (R4).
+
+    name
+        Name of the VM.
+
+    volume : private
+        Name of the volume.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.revisions work private
+    """
+    with _errors():
+        return _system().revisions(name, volume)
+
+
+def revert(name, volume="private", revision=None):
+    """
+    Bring a volume of a halted VM back to a revision; return the changes (R4).
+
+    name
+        Name of the VM.
+
+    volume : private
+        Name of the volume.
+
+    revision
+        One of :py:func:`revisions`, by default the newest.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.revert work private
+    """
+    with _errors():
+        return _system().revert(name, volume, revision)

@@ -88,20 +88,65 @@ def absent(name, purge=False):
     return {**ret, "changes": changes, "comment": f"Pool {name} was removed"}
 
 
+def default(
+    name,
+    default_pool=None,
+    default_pool_root=None,
+    default_pool_private=None,
+    default_pool_volatile=None,
+    default_pool_kernel=None,
+):
+    """
+    Ensure that the system takes these pools for new VMs (R4).
+
+    name
+        Anything; it only names the state.
+
+    default_pool, default_pool_root, default_pool_private, default_pool_volatile,
+    default_pool_kernel
+        Names of pools; what is not declared is kept.
+    """
+    ret = {"name": name, "changes": {}, "result": True, "comment": "Default pools are as declared"}
+    pools = {
+        "default_pool": default_pool,
+        "default_pool_root": default_pool_root,
+        "default_pool_private": default_pool_private,
+        "default_pool_volatile": default_pool_volatile,
+        "default_pool_kernel": default_pool_kernel,
+    }
+    try:
+        changes = __salt__["qubes_pool.default_pools_diff"](**pools)
+        if not changes:
+            return ret
+        if __opts__["test"]:
+            comment = "Default pools would be set"
+            return {**ret, "changes": changes, "result": None, "comment": comment}
+        __salt__["qubes_pool.set_default_pools"](**pools)
+    except (CommandExecutionError, SaltInvocationError) as err:
+        return _not_done(ret, err)
+    return {**ret, "changes": changes, "comment": "Default pools were set"}
+
+
 def _not_done(ret, err):
-    """An error; in test mode, waiting for a path that an earlier state of this run will make."""
+    """An error; in test mode, waiting for what an earlier state of this run will make."""
     lacking = getattr(err.__cause__, "waits_for", ())
     if __opts__["test"] and lacking and all(_is_declared(*pair) for pair in lacking):
-        paths = " and ".join(path for _, path in lacking)
-        return {**ret, "result": None, "comment": f"Pool {ret['name']} waits for {paths}"}
+        needed = " and ".join(what if kind == "path" else f"pool {what}" for kind, what in lacking)
+        return {**ret, "result": None, "comment": f"Pool {ret['name']} waits for {needed}"}
     return {**ret, "result": False, "comment": str(err)}
 
 
-def _is_declared(kind, path):
-    """Whether a state of this run makes a directory or mounts it, there or below our root."""
+def _is_declared(kind, what):
+    """
+    Whether a state of this run makes a pool, or a directory (or mounts it), there or below our
+    root.
+    """
+    lowstate = globals().get("__lowstate__") or ()
+    if kind == "pool":
+        pools = (low for low in lowstate if low["state"] in ("qubes_pool", "qvm-pool"))
+        return any(low["fun"] == "present" and low.get("name") == what for low in pools)
     root = __salt__["config.option"]("qubes_storage.root", "/").rstrip("/")
-    places = (path.rstrip("/"), root + path.rstrip("/"))
+    places = (what.rstrip("/"), root + what.rstrip("/"))
     return kind == "path" and any(
-        low["state"] in ("file", "mount") and str(low.get("name")) in places
-        for low in globals().get("__lowstate__") or ()
+        low["state"] in ("file", "mount") and str(low.get("name")) in places for low in lowstate
     )

@@ -35,6 +35,7 @@ def present(
     clone_from=None,
     root_copy_from=None,
     migrate=False,
+    create_only=False,
 ):
     """
     Ensure there is a VM as declared. What is not declared is kept, and chosen when it is created.
@@ -48,6 +49,9 @@ def present(
 
     klass, template, label, pool, volumes, clone_from, root_copy_from, migrate
         As :py:func:`qubes_vm.create` takes them.
+
+    create_only : False
+        Leave a VM that is there as it is, whatever it is.
     """
     ret = {"name": name, "changes": {}, "result": True, "comment": f"VM {name} is as declared"}
     declared = {
@@ -59,6 +63,7 @@ def present(
         "clone_from": clone_from,
         "root_copy_from": root_copy_from,
         "migrate": migrate,
+        "create_only": create_only,
     }
     changes = {}
     try:

@@ -72,10 +72,13 @@ class Planning:
         clone_from=None,
         root_copy_from=None,
         migrate=False,
+        create_only=False,
         standalone=False,
     ):
         """
         ``(changes, plan)``: what differs from what is declared, and for a new VM what to make.
+
+        ``create_only`` leaves a VM that is there as it is, whatever it is.
 
         ``standalone`` makes a NetVM or ProxyVM with a root of its own, copied from ``template``.
         """
@@ -93,6 +96,8 @@ class Planning:
         if klass is not None:
             get_klass(klass, name)
         vm = self.find_vm(name)
+        if vm is not None and create_only:
+            return {}, None
         if vm is None:
             return self._plan_new(name, klass, template, label, pool, sizes, standalone)
         if standalone:

@@ -7,7 +7,7 @@ import stat
 import qubes_storage
 from qubes_storage import admin, files, guards, registry
 from qubes_storage.conf import Conf
-from qubes_storage.exc import InvalidInput
+from qubes_storage.exc import InvalidInput, NotSupported
 from qubes_storage.orphans import Orphans
 from qubes_storage.pool import CONF, make_pool, pick
 from qubes_storage.pools import Pools
@@ -43,6 +43,16 @@ def _load(root, path):
     if stamp:
         _cache[root, path] = (stamp, loaded)
     return loaded
+
+
+# What only R4's daemon can do, and the way there.
+_ADMIN_ONLY = {
+    "default_pools": "R3.2's default pool is always the one named default",
+    "default_pools_diff": "R3.2's default pool is always the one named default",
+    "set_default_pools": "R3.2's default pool is always the one named default",
+    "revisions": "the driver xen keeps none; clone the VM with qubes_vm.clone beforehand",
+    "revert": "the driver xen keeps no revisions; clone the VM beforehand with qubes_vm.clone",
+}
 
 
 class System(Pools, Orphans, VMs, Removal):
@@ -101,6 +111,19 @@ class System(Pools, Orphans, VMs, Removal):
             with files.locate(self.root, path) as (fd, name):
                 files.replace(fd, name, conf.dumps())
         return fresh
+
+
+def _admin_only(verb, way):
+    def refuse(self, *args, **kwargs):
+        raise NotSupported(f"{verb.replace('_', ' ')}: backend local has no such thing: {way}")
+
+    refuse.__name__ = verb
+    refuse.__doc__ = f"Not on R3.2: {way}."
+    return refuse
+
+
+for _verb, _way in _ADMIN_ONLY.items():
+    setattr(System, _verb, _admin_only(_verb, _way))
 
 
 def _has_socket(path):

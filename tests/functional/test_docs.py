@@ -36,7 +36,9 @@ def test_help_shows_its_own_line_and_every_argument(loaders, docs, function):
     doc = docs[function]
     assert "CLI Example:" in doc
     assert f"qubesctl {function}" in doc
-    told = {word for line in doc.splitlines() for word in line.split(" : ")[0].split(", ")}
+    told = {
+        word.rstrip(",") for line in doc.splitlines() for word in line.split(" : ")[0].split(", ")
+    }
     told = {word.strip() for word in told}
     for argument in inspect.signature(loaders.modules[function]).parameters:
         assert argument in told, f"{argument} is not told of"

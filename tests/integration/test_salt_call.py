@@ -161,7 +161,7 @@ def test_pillar_order_does_not_matter_and_absent_goes_last(machine, tmp_path):
     ("text", "ident", "comment"),
     [
         ("qubes_storage: [a]", "", "not a map of pools and vms"),
-        ("qubes_storage: {pool: {}}", "", "it takes pools and vms"),
+        ("qubes_storage: {pool: {}}", "", "it takes pools, vms and default_pools"),
         ("qubes_storage: {pools: foo}", "", "not a map by name"),
         ("qubes_storage: {vms: {work: red}}", "", "not a map of options"),
         ("qubes_storage: {vms: {work: {lable: red}}}", "VM work", "takes no lable"),

@@ -266,7 +266,7 @@ def test_default_pools_are_read_and_set(there):
     assert not writes(daemon)
     with pytest.raises(StoragePoolException, match="no pool nosuch") as err:
         system.default_pools_diff(default_pool="nosuch")
-    assert err.value.waits_for == ("pool", "nosuch")
+    assert err.value.waits_for == [("pool", "nosuch")]
     with pytest.raises(InvalidInput, match="linux-kernel"):
         system.default_pools_diff(default_pool_kernel="ssd")
     with pytest.raises(InvalidInput, match="no property"):

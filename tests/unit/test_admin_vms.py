@@ -272,7 +272,7 @@ def test_a_vm_that_appears_or_vanishes_meanwhile_is_said(there):
     system.refresh()
     with pytest.raises(StoragePoolException, match="is not there; create it") as err:
         system.set_vm("work", label="green")
-    assert err.value.waits_for == ("VM", "work")
+    assert err.value.waits_for == [("VM", "work")]
 
 
 def test_another_pool_is_drift_with_its_cure(there):

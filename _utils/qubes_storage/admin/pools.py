@@ -2,7 +2,7 @@
 
 import os
 
-from qubes_storage.admin_pool_plan import PLACE, SETTABLE, SUBDIRS, TYPES, AdminPoolPlan
+from qubes_storage.admin.pool_plan import PLACE, SETTABLE, SUBDIRS, TYPES, AdminPoolPlan
 from qubes_storage.adminapi import check_pool_name, fresh_if_refused
 from qubes_storage.declared import Declared
 from qubes_storage.exc import InvalidInput, StoragePoolException

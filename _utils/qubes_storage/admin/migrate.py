@@ -8,9 +8,9 @@ two is a whole copy. A journal is on the disk before the first call and after ea
 that was killed anywhere is finished by the next one; until the VM is removed an error undoes it.
 """
 
-from qubes_storage.admin_copy import KEPT, AdminCopy
-from qubes_storage.admin_journal import Journal
-from qubes_storage.admin_vm_words import OWN
+from qubes_storage.admin.copying import KEPT, AdminCopy
+from qubes_storage.admin.journal import Journal
+from qubes_storage.admin.vm_words import OWN
 from qubes_storage.exc import NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name, shown
 

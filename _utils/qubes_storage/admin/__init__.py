@@ -1,11 +1,11 @@
 """R4: this machine's pools and VMs, over the Admin API."""
 
 from qubes_storage import guards
-from qubes_storage.admin_migrate import AdminMigrate
-from qubes_storage.admin_pools import AdminPools
-from qubes_storage.admin_reading import AdminReading
-from qubes_storage.admin_report import AdminReport
-from qubes_storage.admin_vms import AdminVMs
+from qubes_storage.admin.migrate import AdminMigrate
+from qubes_storage.admin.pools import AdminPools
+from qubes_storage.admin.reading import AdminReading
+from qubes_storage.admin.report import AdminReport
+from qubes_storage.admin.vms import AdminVMs
 from qubes_storage.adminapi import SOCKET, Client
 from qubes_storage.exc import NotSupported
 
@@ -55,6 +55,12 @@ class AdminSystem(AdminReading, AdminPools, AdminVMs, AdminMigrate, AdminReport)
     def path(self, path):
         """Where a path of the machine lies for us."""
         return self.root.rstrip("/") + path
+
+    def pool_notes(
+        self, name, driver=None, options=None, require_mount=None, min_free=None, **config
+    ):
+        """What R3.2's own tools cannot do with a pool: nothing to tell of on R4."""
+        return []
 
     def guards(self, pool):
         """The guards of a pool."""

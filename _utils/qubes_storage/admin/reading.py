@@ -106,7 +106,7 @@ class AdminReading:
         if config is None:
             raise StoragePoolException(
                 f"{what}: qubesd has no pool {name}; add it with qubes_pool.add",
-                waits_for=("pool", name),
+                waits_for=[("pool", name)],
             )
         return config.get("driver")
 

@@ -196,5 +196,5 @@ class AdminPoolPlan:
             raise StoragePoolException(
                 f"pool {name}: {parent}, the parent of its dir_path, is not there; make it, or"
                 " mount its disk",
-                waits_for=("path", parent),
+                waits_for=[("path", parent)],
             )

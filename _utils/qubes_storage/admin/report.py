@@ -2,7 +2,7 @@
 
 import os
 
-from qubes_storage.admin_vm_words import OWN
+from qubes_storage.admin.vm_words import OWN
 from qubes_storage.exc import StoragePoolException
 
 

@@ -1,8 +1,8 @@
 """R4: the verbs on VMs: list, info, create, set, remove, resize, revert."""
 
-from qubes_storage.admin_reading import vanished
-from qubes_storage.admin_vm_plan import AdminVMPlan
-from qubes_storage.admin_vm_words import OWN
+from qubes_storage.admin.reading import vanished
+from qubes_storage.admin.vm_plan import AdminVMPlan
+from qubes_storage.admin.vm_words import OWN
 from qubes_storage.adminapi import fresh_if_refused, lines
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name, format_size, parse_size, shown
@@ -32,7 +32,7 @@ class AdminVMs(AdminVMPlan):
         if found is None:
             raise StoragePoolException(
                 f"VM {name}: is not there; create it with qubes_vm.create or qubes_vm.present",
-                waits_for=("VM", name),
+                waits_for=[("VM", name)],
             )
         return found
 

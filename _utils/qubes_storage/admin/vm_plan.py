@@ -1,8 +1,8 @@
 """R4: what a declared VM needs, compared with what the daemon has."""
 
-from qubes_storage.admin_pool_plan import check_revisions
-from qubes_storage.admin_vm_new import AdminVMNew
-from qubes_storage.admin_vm_words import OWN, Plan, check_klass, check_volumes
+from qubes_storage.admin.pool_plan import check_revisions
+from qubes_storage.admin.vm_new import AdminVMNew
+from qubes_storage.admin.vm_words import OWN, Plan, check_klass, check_volumes
 from qubes_storage.adminapi import check_label, fresh_if_refused
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name

@@ -7,7 +7,7 @@ that. A move keeps the name and has to survive a kill, so it takes down what a V
 
 import importlib
 
-from qubes_storage.admin_pool_plan import check_revisions
+from qubes_storage.admin.pool_plan import check_revisions
 from qubes_storage.adminapi import lines
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name, to_int

@@ -1,7 +1,7 @@
 """R4: what a new VM needs, validated and planned."""
 
-from qubes_storage.admin_pool_plan import check_revisions
-from qubes_storage.admin_vm_words import OWN, Plan, check_klass
+from qubes_storage.admin.pool_plan import check_revisions
+from qubes_storage.admin.vm_words import OWN, Plan, check_klass
 from qubes_storage.adminapi import lines
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.values import check_vm_name
@@ -29,7 +29,7 @@ class AdminVMNew:
         if found is None:
             raise StoragePoolException(
                 f"VM {name}: its {word} {source} is not there; declare or create it first",
-                waits_for=("VM", source),
+                waits_for=[("VM", source)],
             )
         return found
 
@@ -111,7 +111,7 @@ class AdminVMNew:
             raise StoragePoolException(
                 f"VM {name}: no template is declared and the system has no default one; declare"
                 " template, or klass: StandaloneVM",
-                waits_for=("VM", None),
+                waits_for=[("VM", None)],
             )
         self._check_template(name, plan.klass, template)
         return template
