@@ -4,7 +4,8 @@ import contextlib
 import os
 
 from qubes_storage import connect
-from qubesd import RELEASES, Qubesd, serve
+
+from tests.r4.qubesd import RELEASES, Qubesd, serve
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 import os
 
-from model import DRIVERS, REQUIRED, Crash, Fault, Pool, Refusal
-from words import COLORS, LABELS, SAFE, boolean, method, number, token
+from tests.r4.model import DRIVERS, REQUIRED, Crash, Fault, Pool, Refusal
+from tests.r4.words import COLORS, LABELS, SAFE, boolean, method, number, token
 
 
 def _not_halted(vm):

@@ -10,14 +10,12 @@ import contextlib
 import os
 import re
 import socketserver
-import sys
 import threading
 import time
 from typing import NamedTuple
 
-sys.path.insert(0, os.path.dirname(__file__))
-import methods  # noqa: F401  (they register themselves)
-from model import (
+import tests.r4.methods  # noqa: F401  (they register themselves)
+from tests.r4.model import (
     DRIVERS,
     GLOBALS,
     NEW_LATER,
@@ -31,7 +29,7 @@ from model import (
     Refusal,
     to_bool,
 )
-from words import LABELS, METHODS, SAFE
+from tests.r4.words import LABELS, METHODS, SAFE
 
 RELEASES = ("4.2", "4.3", "later")
 READING = ("List", "ListDrivers", "Info", "Get", "GetAll", "GetDefault", "Index", "UsageDetails")

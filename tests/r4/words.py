@@ -3,7 +3,7 @@
 import re
 import secrets
 
-from model import Refusal
+from tests.r4.model import Refusal
 
 LABELS = ("red", "orange", "yellow", "green", "gray", "blue", "purple", "black")
 COLORS = ("cc0000", "f57900", "edd400", "73d216", "555555", "3465a4", "75507b", "000000")

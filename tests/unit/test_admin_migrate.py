@@ -2,15 +2,13 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "r4"))
-from machine import RELEASES, forget, machine, writes
 from qubes_storage import NotSupported, StoragePoolException
-from qubesd import Call
+
+from tests.r4.machine import RELEASES, forget, machine, writes
+from tests.r4.qubesd import Call
 
 GIB = 1024**3
 DATA = "the work of years"

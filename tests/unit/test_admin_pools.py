@@ -1,14 +1,12 @@
 """Pools over the Admin API, on each release."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "r4"))
-from machine import RELEASES, forget, machine, writes
 from qubes_storage import InvalidInput, NotSupported, StoragePoolException
+
+from tests.r4.machine import RELEASES, forget, machine, writes
 
 GIB = 1024**3
 THIN = {

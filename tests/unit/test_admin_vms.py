@@ -4,12 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "r4"))
-from machine import RELEASES, forget, machine, writes
 from qubes_storage import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.admin import AdminSystem
 from qubes_storage.system import System
+
+from tests.r4.machine import RELEASES, forget, machine, writes
 
 GIB = 1024**3
 

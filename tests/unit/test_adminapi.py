@@ -1,16 +1,13 @@
 """The client: what it sends, what it makes of answers, what it says when there are none."""
 
 import socket
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "r4"))
-from machine import RELEASES, forget, machine, writes
 from qubes_storage import InvalidInput, StoragePoolException, adminapi, connect
+
+from tests.r4.machine import RELEASES, forget, machine, writes
 
 
 @pytest.fixture(params=RELEASES)

@@ -4,15 +4,14 @@ import json
 import os
 import re
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 
 R4 = Path(__file__).parent.parent / "r4"
-sys.path.insert(0, str(R4))
 from qubes_storage import adminapi  # noqa: E402
-from qubesd import Qubesd, serve  # noqa: E402
+
+from tests.r4.qubesd import Qubesd, serve  # noqa: E402
 
 GROUPS = ("pools", "vms", "volumes", "framing", "extra")  # in the order in which they were recorded
 
