@@ -1,5 +1,6 @@
-# Qubes OS R4, over the Admin API: the same layout, with R4's drivers and classes. The sizes replace
-# as many hand-written "cmd.run: qvm-volume extend NAME:private SIZE", which are not guarded.
+# Qubes OS R4, over the Admin API: the same layout, with R4's drivers and classes. The sizes stand for
+# sixteen hand-written "cmd.run: qvm-volume extend NAME:private SIZE", of which none was guarded: a
+# volume that is smaller grows, and one that is larger never shrinks.
 qubes_storage:
   pools:
     fast:
@@ -12,12 +13,18 @@ qubes_storage:
     default_pool: fast
 
   vms:
-    {%- for name, size in {"personal": "20GiB", "mail": "10GiB", "chat": "5GiB", "web": "5GiB",
-                           "music": "40GiB", "photos": "100GiB", "vault-2": "2GiB"}.items() %}
+    {%- for size, names in {
+        "2GiB": ["vault-2", "keys"],
+        "5GiB": ["chat", "web", "bank", "shop", "forum"],
+        "10GiB": ["mail", "news", "notes", "wiki"],
+        "20GiB": ["personal", "school"],
+        "40GiB": ["music", "code"]}.items() %}
+    {%- for name in names %}
     {{ name }}:
       template: fedora
       label: yellow
       volumes: {private: {{ size }}}
+    {%- endfor %}
     {%- endfor %}
     projects:
       template: fedora
