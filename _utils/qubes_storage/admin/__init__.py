@@ -15,7 +15,7 @@ _LOCAL_ONLY = {
     "rename_vm": "the Admin API renames no VM; clone it with qubes_vm.clone, then remove it",
     "commit_vm": "the daemon commits when a VM stops; see qubes_vm.revisions",
     "reset_vm": "the daemon drops what is not kept when a VM stops; see qubes_vm.revert",
-    "vm_disks": "the daemon hands libvirt its disks; see virsh dumpxml in dom0",
+    "disks": "the daemon hands libvirt its disks; see virsh dumpxml in dom0",
 }
 
 

@@ -1,0 +1,41 @@
+"""What unit tests share."""
+
+import sys
+
+import pytest
+
+QUBESADMIN = """
+from qubesadmin import config
+from qubes_storage.adminapi import Client
+
+class Qubes:
+    def clone_vm(self, source, name, new_cls=None, *, pools=None):
+        # The calls that qubesadmin makes, without properties and the like.
+        call = Client(config.QUBESD_SOCKET).call
+        told = call("admin.vm.List", source).content
+        klass = new_cls or told.split("class=")[1].split(" ")[0]
+        template = call("admin.vm.property.Get", source, "template").content.split(" ")[-1]
+        words = "".join(f" pool:{v}={p}" for v, p in (pools or {}).items())
+        verb = "CreateInPool" if pools else "Create"
+        arg = template if klass == "AppVM" else ""
+        payload = f"name={name} label=red{words}"
+        answer = call(f"admin.vm.{verb}.{klass}", arg=arg, payload=payload)
+        if not answer.ok:
+            raise RuntimeError(str(answer))
+        for volume in ("private",) if klass == "AppVM" else ("root", "private"):
+            token = call("admin.vm.volume.CloneFrom", source, volume).content
+            call("admin.vm.volume.CloneTo", name, volume, token)
+"""
+
+
+@pytest.fixture
+def qubesadmin(tmp_path, monkeypatch):
+    """A package of that name that makes the calls of its clone_vm, for it is on no index."""
+    package = tmp_path / "python" / "qubesadmin"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(QUBESADMIN)
+    (package / "config.py").write_text("QUBESD_SOCKET = '/var/run/qubesd.sock'\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    yield
+    for name in ("qubesadmin", "qubesadmin.config"):
+        sys.modules.pop(name, None)
