@@ -136,14 +136,17 @@ def _finish(root, fd, name):
             if str(os.lstat(path).st_ino) == inode:
                 os.unlink(path)
         with files.closing(files.open_subdir(fd, name)) as vmdir:
-            _sync(files.at(vmdir, "root.img"))  # a file that was linked has kept its mode till now
+            finish_image(
+                files.at(vmdir, "root.img")
+            )  # a file that was linked has kept its mode till now
     files.remove_tree(fd, creating(name))
 
 
 def check_vacant(pool, vm):
     """Refuse a place where something is, even an empty directory."""
     with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
-        if files.exists(fd, vm.dirname) and not files.exists(fd, creating(vm.dirname)):
+        left = files.exists(fd, creating(vm.dirname)) or files.exists(fd, moving(vm.dirname))
+        if files.exists(fd, vm.dirname) and not left:  # what a dead run left is looked at later
             raise _occupied(pool, vm)
 
 
@@ -216,7 +219,7 @@ def _build(plan, marker):
         for filename, data in plan.texts.items():
             with open(files.at(fd, filename), "xb", opener=_private) as file:
                 file.write(data)
-            _sync(files.at(fd, filename))
+            finish_image(files.at(fd, filename))
         if plan.takes:
             transfer.take(plan.takes, pool, fd)
         if not plan.origin and not files.exists(fd, "icon.png"):
@@ -251,7 +254,7 @@ def _put(pool, wanted, fd, marker):
     if os.stat(path).st_size < wanted.size:
         pool.resize_image(path, wanted.size)
     if not linked:
-        _sync(path)
+        finish_image(path)
 
 
 def _link(path, fd, name):
@@ -266,11 +269,11 @@ def _copy_kernels(plan, kernels):
             path = files.at(kernels, filename)
             with files.closing(image.open_image(files.at(source, filename))) as kernel:
                 image.clone(kernel, path)
-            _sync(path)
+            finish_image(path)
     os.fsync(kernels)
 
 
-def _sync(path):
+def finish_image(path):
     """Give a new file its group and mode, and bring it to the disk."""
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -129,8 +129,11 @@ def _mend_place(root, new, name, path, registered):
         return
     with files.closing(files.open_subdir(new, creating(name))) as marker:
         origin = Origin.read(marker)
+        empty = not os.listdir(marker)
+    if empty:
+        os.rmdir(creating(name), dir_fd=new)
     if origin is None or origin.path != path:
-        return  # it is of another run
+        return  # it is of another run, or was
     if registered or not files.exists(new, name):
         undo(root, new, name)
     else:

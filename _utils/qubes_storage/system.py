@@ -6,6 +6,7 @@ import stat
 
 import qubes_storage
 from qubes_storage import admin, files, guards, registry
+from qubes_storage.checking import Checking
 from qubes_storage.conf import Conf
 from qubes_storage.exc import InvalidInput, NotSupported
 from qubes_storage.moving import Moving
@@ -56,7 +57,7 @@ _ADMIN_ONLY = {
 }
 
 
-class System(Pools, Orphans, VMs, Moving, Removal):
+class System(Pools, Orphans, VMs, Moving, Checking, Removal):
     """
     A machine in R3.2's layout below ``root``.
 
