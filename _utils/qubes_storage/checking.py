@@ -65,7 +65,7 @@ class Checking:
             elif stat.S_ISLNK(there.st_mode):
                 if name != "icon.png":
                     found.append(f"{path}: is a link, which is not followed; put the file there")
-            elif name.endswith(".img"):
+            elif name.removesuffix(".old") in IMAGES.values():
                 found += _wrong_image(path, there)
         return found + self._wrong_sizes(vm, place, sizes)
 

@@ -151,7 +151,11 @@ class Planning:
         self.check_growth(place, self._needed(plan))
         build.check_vacant(place, vm)
         registry.unused("qid")
-        return self._created(vm, template, sizes, left), plan
+        changes = self._created(vm, template, sizes, left)
+        if outside[0] is not None:
+            word = "root_move_from" if outside[1] else "root_copy_from"
+            changes[word] = {"old": None, "new": outside[0]}
+        return changes, plan
 
     def _check_needs(self, name, pool, template, default):
         """Tell of all that is missing at once: who waits for one of it waits for all of it."""
