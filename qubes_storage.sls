@@ -8,7 +8,7 @@ and its template, and what is absent goes last, VMs before templates before pool
 (It is not #!py: Salt would load it as the Python module qubes_storage, in place of the core.)
 #}
 {%- set vm_keys = ["klass", "template", "label", "pool", "volumes", "clone_from", "root_copy_from",
-                   "migrate", "create_only"] %}
+                   "root_move_from", "migrate", "create_only"] %}
 {%- set layout = pillar.get("qubes_storage") or {} %}
 {%- set present = {} %}
 {%- set gone = {"vms": {}, "templates": {}, "pools": {}} %}

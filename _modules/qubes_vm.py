@@ -1,5 +1,5 @@
 """
-VMs of Qubes OS and where their images lie: list, inspect, create, change and remove them.
+VMs of Qubes OS and where their images lie: list, inspect, create, clone, move and remove them.
 
 Settings are those of :py:mod:`qubes_pool <qubes_pool>`.
 """
@@ -77,6 +77,7 @@ def diff(
     volumes=None,
     clone_from=None,
     root_copy_from=None,
+    root_move_from=None,
     migrate=False,
     create_only=False,
     absent=False,
@@ -99,8 +100,11 @@ def diff(
     purge : False
         As for :py:func:`remove`.
 
-    klass, template, label, pool, volumes, clone_from, root_copy_from, migrate, create_only
+    klass, template, label, pool, volumes, clone_from, root_copy_from, root_move_from, create_only
         As for :py:func:`create`.
+
+    migrate : False
+        Move the VM if it lies in another pool, which is an error otherwise.
 
     CLI Example:
 
@@ -120,6 +124,7 @@ def diff(
             volumes=volumes,
             clone_from=clone_from,
             root_copy_from=root_copy_from,
+            root_move_from=root_move_from,
             migrate=migrate,
             create_only=create_only,
         )
@@ -134,6 +139,7 @@ def create(
     volumes=None,
     clone_from=None,
     root_copy_from=None,
+    root_move_from=None,
     migrate=False,
     create_only=False,
 ):
@@ -160,10 +166,15 @@ def create(
         Sizes of its images, at least: ``{private: 10GiB}``, short for ``{private: {size: 10GiB}}``.
 
     clone_from
-        A VM to copy it from.
+        A VM that it is to be a clone of: of its class, with its images, kernels, firewall rules and
+        settings. A ``template`` beside it is what an AppVM's clone runs on.
 
     root_copy_from
-        A file to copy its root image from.
+        A file whose copy becomes its root image, for a VM that has one of its own; the path is the
+        caller's, not below ``qubes_storage.root``.
+
+    root_move_from
+        The same, and the file goes once its copy stands and the VM is registered.
 
     migrate : False
         Means nothing for a new VM.
@@ -188,6 +199,7 @@ def create(
             volumes=volumes,
             clone_from=clone_from,
             root_copy_from=root_copy_from,
+            root_move_from=root_move_from,
             migrate=migrate,
             create_only=create_only,
         )
@@ -202,20 +214,24 @@ def set_(
     volumes=None,
     clone_from=None,
     root_copy_from=None,
+    root_move_from=None,
     migrate=False,
     create_only=False,
 ):
     """
     Change a VM and finish what a dead run left of it; return the changes.
 
-    Only what is given and differs changes: label, the template an AppVM runs on, and sizes, which
-    only ever grow. A class never changes, and a VM found in another pool is an error.
+    Only what is given and differs changes: label, the template an AppVM runs on, with ``migrate``
+    the pool, and sizes, which only ever grow. A class never changes.
 
     name
         Name of the VM; it must be there.
 
-    klass, template, label, pool, volumes, clone_from, root_copy_from, migrate, create_only
+    klass, template, label, pool, volumes, clone_from, root_copy_from, root_move_from, create_only
         As for :py:func:`create`.
+
+    migrate : False
+        Move the VM if it lies in another pool, which is an error otherwise.
 
     CLI Example:
 
@@ -233,9 +249,170 @@ def set_(
             volumes=volumes,
             clone_from=clone_from,
             root_copy_from=root_copy_from,
+            root_move_from=root_move_from,
             migrate=migrate,
             create_only=create_only,
         )
+
+
+def clone(name, new_name, pool=None):
+    """
+    Make a VM that is a copy of another; return the changes.
+
+    It has its images, kernels, firewall rules and settings. A VM that runs is refused.
+
+    name
+        Name of the VM to copy.
+
+    new_name
+        Name of the new VM; it must not be there, nor a directory of that name.
+
+    pool : default
+        The pool that its images are made in.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.clone work work-copy pool=ssd
+    """
+    with _errors():
+        return _system().clone_vm(name, new_name, pool)
+
+
+def rename(name, new_name):
+    """
+    Give a VM and its directory another name; return the changes.
+
+    VMs that run on it or are connected to it stay so. A VM that runs, or that RPM has installed, is
+    refused, and so is a name that is taken, be it by an empty directory.
+
+    name
+        Name of the VM.
+
+    new_name
+        The name it gets.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.rename work play
+    """
+    with _errors():
+        return _system().rename_vm(name, new_name)
+
+
+def resize(name, volume, size):
+    """
+    Grow an image of a VM, running or not; return the changes, ``{}`` for one of that size.
+
+    Smaller is refused. The filesystem in the image grows when the VM does it (``resize2fs``).
+
+    name
+        Name of the VM.
+
+    volume
+        private, or root of a VM that has one of its own.
+
+    size
+        The new size: bytes, or with a unit such as GiB.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.resize work private 20GiB
+    """
+    with _errors():
+        return _system().resize_vm(name, volume, size)
+
+
+def migrate(name, pool, keep=False):
+    """
+    Move a VM's directory to another pool; return the changes, ``{}`` for a VM that is there.
+
+    Within a filesystem nothing is copied. Else holes stay holes, and the copy is compared with its
+    source before the registry names it. Interrupted, it is finished or undone by the next run. A VM
+    that runs is refused, and so is a pool with too little space.
+
+    name
+        Name of the VM.
+
+    pool
+        The pool it moves to.
+
+    keep : False
+        Leave the old copy, which :py:func:`qubes_pool.orphans` then lists.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.migrate work ssd
+    """
+    with _errors():
+        return _system().migrate_vm(name, pool, keep)
+
+
+def verify(name):
+    """
+    Return what is wrong with a VM's files, as a list of sentences, empty if nothing is.
+
+    Images that are missing or of a wrong size, its template's root, its kernel, files that have no
+    business in its directory, links, modes.
+
+    name
+        Name of the VM.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.verify work
+    """
+    with _errors():
+        return _system().verify_vm(name)
+
+
+def commit(name):
+    """
+    Commit the changes of a template, so that VMs started from now on see them; return the changes.
+
+    root-cow.img, by which the VMs that run still see the old root, becomes root-cow.img.old, and an
+    empty one of root's size takes its place.
+
+    name
+        Name of the template.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.commit fedora-23
+    """
+    with _errors():
+        return _system().commit_vm(name)
+
+
+def reset(name):
+    """
+    Make a VM's volatile.img anew; return the changes.
+
+    For a VM that runs on a template always, for others only where there is none, as R3.2 does when
+    a VM starts.
+
+    name
+        Name of the VM.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.reset work
+    """
+    with _errors():
+        return _system().reset_vm(name)
 
 
 def remove(name, purge=False):

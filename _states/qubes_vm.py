@@ -34,21 +34,25 @@ def present(
     volumes=None,
     clone_from=None,
     root_copy_from=None,
+    root_move_from=None,
     migrate=False,
     create_only=False,
 ):
     """
     Ensure there is a VM as declared. What is not declared is kept, and chosen when it is created.
 
-    A VM whose class or pool differs from what is declared is an error that says so, and so is one
-    whose private or root image is gone: it is never made anew. An image smaller than declared
-    grows; none ever shrinks.
+    A VM whose class or, without ``migrate``, pool differs from what is declared is an error that
+    says so, and so is one whose private or root image is gone: it is never made anew. An image
+    smaller than declared grows; none ever shrinks.
 
     name
         Name of the VM.
 
-    klass, template, label, pool, volumes, clone_from, root_copy_from, migrate
+    klass, template, label, pool, volumes, clone_from, root_copy_from, root_move_from
         As :py:func:`qubes_vm.create` takes them.
+
+    migrate : False
+        Move the VM if it lies in another pool than declared, which is an error otherwise.
 
     create_only : False
         Leave a VM that is there as it is, whatever it is.
@@ -62,6 +66,7 @@ def present(
         "volumes": volumes,
         "clone_from": clone_from,
         "root_copy_from": root_copy_from,
+        "root_move_from": root_move_from,
         "migrate": migrate,
         "create_only": create_only,
     }

@@ -5,7 +5,8 @@ Everything is built in ``.NAME.creating``, closed to others, beside the place of
 NAME. While that marker is there and the registry does not know NAME, a run died: the next one takes
 away what it left. What is to be deleted is first renamed to ``.NAME.removing``: if the registry
 still knows NAME, the next run renames it back, else it deletes on. The registry's lock is held all
-the while, so whatever is found there is left by the dead.
+the while, so whatever is found there is left by the dead. A VM that moves leaves the markers of
+:py:mod:`markers`, one at either place.
 """
 
 import contextlib
@@ -13,8 +14,9 @@ import errno
 import os
 from dataclasses import dataclass, field
 
-from qubes_storage import files, image
+from qubes_storage import files, image, markers, transfer
 from qubes_storage.exc import StoragePoolException
+from qubes_storage.markers import creating, moving, removing
 from qubes_storage.vm import ICONS, KERNEL_FILES
 
 
@@ -42,6 +44,20 @@ class Source:
 
 
 @dataclass
+class Outside:
+    """A file of the caller's, to become the root image; with ``moved`` it goes when that stands."""
+
+    path: str
+    moved: bool = False
+
+    @contextlib.contextmanager
+    def opened(self):
+        """A reading handle."""
+        with files.closing(image.open_image(self.path)) as img:
+            yield img
+
+
+@dataclass
 class Image:
     """An image to make: of ``size`` bytes, and a copy of ``source`` if there is one."""
 
@@ -57,24 +73,19 @@ class Plan:
     vm: object
     pool: object
     images: list = field(default_factory=list)
+    has_kernel: bool = True  # False where there is none to run it
+    attrs: dict = field(default_factory=dict)  # of its entry, as a clone has them of its source
     kernels: str = None  # the directory below root to copy kernels from
-
-
-def creating(name):
-    """The marker of a VM that is being made."""
-    return f".{name}.creating"
-
-
-def removing(name):
-    """What a VM's directory is called while it is deleted."""
-    return f".{name}.removing"
+    takes: object = None  # the transfer.Take of another VM's directory
+    origin: object = None  # the markers.Origin, for a VM that moves
+    texts: dict = field(default_factory=dict)  # {file name: bytes} of what nothing else brings
 
 
 def unfinished(pool, vm):
     """The paths of what a dead run left of a VM in a pool."""
     try:
         with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
-            names = [creating(vm.dirname), removing(vm.dirname)]
+            names = [mark(vm.dirname) for mark in (creating, removing, moving)]
             found = [name for name in names if files.exists(fd, name)]
     except StoragePoolException:
         return []
@@ -98,9 +109,12 @@ def mend(pool, vm, registered):
     with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
         name = vm.dirname
         if files.exists(fd, creating(name)):
-            if not registered:
-                _undo(fd, name)
-            files.remove_tree(fd, creating(name))
+            if registered:
+                _finish(pool.root, fd, name)
+            else:
+                markers.undo(pool.root, fd, name)
+        if files.exists(fd, moving(name)):
+            markers.mend_moving(pool.root, fd, name, pool.vmdir(vm), registered)
         if files.exists(fd, removing(name)):
             if registered and not files.exists(fd, name):
                 os.rename(removing(name), name, src_dir_fd=fd, dst_dir_fd=fd)
@@ -109,20 +123,30 @@ def mend(pool, vm, registered):
         os.fsync(fd)
 
 
-def _undo(fd, name):
-    """Take NAME away if it is what a dead run put there, which its inode number tells."""
-    there = files.exists(fd, name)
-    if not there:
-        return
+def _finish(root, fd, name):
+    """A VM is made and registered: what it came from goes, and then the marker."""
     with files.closing(files.open_subdir(fd, creating(name))) as marker:
-        if files.exists(marker, str(there.st_ino)):
-            os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
+        origin = markers.Origin.read(marker)
+        if origin:
+            origin.leave(root)
+        outside = markers.read(marker, markers.OUTSIDE)
+    if outside:
+        inode, path = outside.split(":", 1)
+        with contextlib.suppress(FileNotFoundError):
+            if str(os.lstat(path).st_ino) == inode:
+                os.unlink(path)
+        with files.closing(files.open_subdir(fd, name)) as vmdir:
+            finish_image(
+                files.at(vmdir, "root.img")
+            )  # a file that was linked has kept its mode till now
+    files.remove_tree(fd, creating(name))
 
 
 def check_vacant(pool, vm):
     """Refuse a place where something is, even an empty directory."""
     with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
-        if files.exists(fd, vm.dirname) and not files.exists(fd, creating(vm.dirname)):
+        left = files.exists(fd, creating(vm.dirname)) or files.exists(fd, moving(vm.dirname))
+        if files.exists(fd, vm.dirname) and not left:  # what a dead run left is looked at later
             raise _occupied(pool, vm)
 
 
@@ -152,6 +176,8 @@ def built(plan):
             marker = stack.enter_context(
                 files.closing(files.make_dir(fd, creating(name), mode=0o700))
             )
+            if plan.origin:
+                plan.origin.write(marker)
             inode = _build(plan, marker)
             os.close(os.open(str(inode), os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
             os.fsync(marker)
@@ -172,7 +198,13 @@ def built(plan):
                     f" {err.strerror or err}; nothing was left behind, mend it and try again"
                 ) from err
             raise
-        files.remove_tree(fd, creating(name))
+        try:
+            _finish(pool.root, fd, name)
+        except OSError as err:
+            raise StoragePoolException(
+                f"VM {vm.name}: is in {pool.vmdir(vm)}, but what it came from could not be taken"
+                f" away: {err.strerror}; mend it, and the next change of the VM tries again"
+            ) from err
 
 
 def _build(plan, marker):
@@ -180,21 +212,55 @@ def _build(plan, marker):
     vm, pool = plan.vm, plan.pool
     with files.closing(files.make_dir(marker, vm.dirname)) as fd:
         for wanted in plan.images:
-            path = files.at(fd, wanted.filename)
-            if wanted.source:
-                with wanted.source.opened() as source:
-                    pool.clone_image(source, path)
-                if os.stat(path).st_size < wanted.size:
-                    pool.resize_image(path, wanted.size)
-            else:
-                pool.create_image(path, wanted.size)
-            _finish(path)
+            _put(pool, wanted, fd, marker)
         if plan.kernels:
             with files.closing(files.make_dir(fd, "kernels")) as kernels:
                 _copy_kernels(plan, kernels)
-        os.symlink(ICONS.format(vm.label), "icon.png", dir_fd=fd)
+        for filename, data in plan.texts.items():
+            with open(files.at(fd, filename), "xb", opener=_private) as file:
+                file.write(data)
+            finish_image(files.at(fd, filename))
+        if plan.takes:
+            transfer.take(plan.takes, pool, fd)
+        if not plan.origin and not files.exists(fd, "icon.png"):
+            os.symlink(ICONS.format(vm.label), "icon.png", dir_fd=fd)
         os.fsync(fd)
         return os.fstat(fd).st_ino
+
+
+def _private(path, flags):
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _put(pool, wanted, fd, marker):
+    """Make an image in the open directory of a VM."""
+    path = files.at(fd, wanted.filename)
+    linked = False
+    if not wanted.source:
+        pool.create_image(path, wanted.size)
+    elif isinstance(wanted.source, Outside) and wanted.source.moved:
+        with wanted.source.opened() as source:
+            found = os.fstat(source)
+            text = f"{found.st_ino}:{wanted.source.path}"
+            os.symlink(text, markers.OUTSIDE, dir_fd=marker)
+            linked = not (found.st_nlink > 1 or found.st_size < wanted.size) and _link(
+                wanted.source.path, fd, wanted.filename
+            )
+            if not linked:
+                transfer.bring(source, pool, path, True)
+    else:
+        with wanted.source.opened() as source:
+            pool.clone_image(source, path)
+    if os.stat(path).st_size < wanted.size:
+        pool.resize_image(path, wanted.size)
+    if not linked:
+        finish_image(path)
+
+
+def _link(path, fd, name):
+    parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with files.closing(parent):
+        return transfer.link(os.path.basename(path), parent, name, fd)
 
 
 def _copy_kernels(plan, kernels):
@@ -203,11 +269,12 @@ def _copy_kernels(plan, kernels):
             path = files.at(kernels, filename)
             with files.closing(image.open_image(files.at(source, filename))) as kernel:
                 image.clone(kernel, path)
-            _finish(path)
+            finish_image(path)
     os.fsync(kernels)
 
 
-def _finish(path):
+def finish_image(path):
+    """Give a new file its group and mode, and bring it to the disk."""
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         files.own(fd, files.FILE_MODE)

@@ -9,7 +9,9 @@ import stat
 from qubes_storage.exc import StoragePoolException
 
 _FICLONE = 0x40049409
+_LOOP_SET_CAPACITY = 0x4C07
 _CHUNK = 1 << 30
+_PIECE = 1 << 22
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Filesystems on which FICLONE shares blocks; asked when nothing may be written to try it out.
@@ -46,6 +48,7 @@ def clone(source_fd, path):
     """
     Make ``path`` a copy of an open image: blocks shared where the filesystem can (FICLONE), else
     copied in the kernel, holes left holes. Raises FileExistsError rather than touch an image.
+    Returns whether blocks are shared.
     """
     fd = _new(path)
     try:
@@ -55,12 +58,15 @@ def clone(source_fd, path):
             if err.errno not in _NOT_HERE:
                 raise
             _copy(source_fd, fd)
+            return False
     finally:
         os.close(fd)
+    return True
 
 
 def _copy(source, target):
     size = os.fstat(source).st_size
+    os.ftruncate(target, size)  # first: xfs allocates ahead of writes past the end
     for start, stop in _data(source, size):
         offset = start
         while offset < stop:
@@ -68,7 +74,6 @@ def _copy(source, target):
             if not done:
                 raise OSError(errno.EIO, "the image got shorter while it was copied")
             offset += done
-    os.ftruncate(target, size)
 
 
 def _data(fd, size):
@@ -94,6 +99,32 @@ def _copy_some(source, target, offset, count):
             raise
     os.lseek(target, offset, os.SEEK_SET)
     return os.sendfile(target, source, offset, count)
+
+
+def drop_cache(fd):
+    """Have what is read of a synced file come from the disk, not from memory."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def check_same(source, target):
+    """Compare two open files, holes as zeros; raises OSError where they differ."""
+    size = os.fstat(source).st_size
+    same = size == os.fstat(target).st_size
+    for start, stop in _merged([*_data(source, size), *_data(target, size)]) if same else ():
+        for offset in range(start, stop, _PIECE):
+            count = min(_PIECE, stop - offset)
+            same = same and os.pread(source, count, offset) == os.pread(target, count, offset)
+    if not same:
+        raise OSError(errno.EIO, "the copy differs from its source; is the disk sound?")
+
+
+def _merged(parts):
+    """The same parts in order, none of them overlapping."""
+    last = 0
+    for start, stop in sorted(parts):
+        if stop > last:
+            yield max(start, last), stop
+            last = stop
 
 
 def resize(path, size):
@@ -156,6 +187,11 @@ def shares_blocks(fd):
 
 def used_by_loop(fd):
     """The loop device over an open file, by which a running VM uses it, or None."""
+    return next(_loops(fd), None)
+
+
+def _loops(fd):
+    """The loop devices over an open file."""
     found = os.fstat(fd)
     with contextlib.suppress(OSError):
         for name in os.listdir("/sys/block"):
@@ -165,5 +201,22 @@ def used_by_loop(fd):
                 with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8") as file:
                     there = os.stat(file.read().rstrip("\n"))
                 if (there.st_dev, there.st_ino) == (found.st_dev, found.st_ino):
-                    return f"/dev/{name}"
-    return None
+                    yield f"/dev/{name}"
+
+
+def tell_loops(path):
+    """Tell the loop devices over an image how large it has become."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size // 512
+        for device in _loops(file.fileno()):
+            with open(f"/sys/block/{os.path.basename(device)}/size", encoding="utf-8") as known:
+                if int(known.read()) >= size:
+                    continue
+            try:
+                with open(device, "rb") as opened:
+                    fcntl.ioctl(opened, _LOOP_SET_CAPACITY)
+            except OSError as err:
+                raise StoragePoolException(
+                    f"{device}: does not know that its image has grown: {err.strerror}; tell it"
+                    f" with losetup -c {device}"
+                ) from err

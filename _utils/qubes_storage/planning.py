@@ -18,12 +18,6 @@ from qubes_storage.vm import (
 )
 
 
-class Plan(build.Plan):
-    """The directory of a new VM; ``has_kernel`` is False where there is no kernel to run it."""
-
-    has_kernel = True
-
-
 def check_volumes(name, volumes):
     """``{volume: bytes}`` of what is declared; a bare size is short for ``{size: ...}``."""
     if volumes is None:
@@ -71,6 +65,7 @@ class Planning:
         volumes=None,
         clone_from=None,
         root_copy_from=None,
+        root_move_from=None,
         migrate=False,
         create_only=False,
         standalone=False,
@@ -82,10 +77,11 @@ class Planning:
 
         ``standalone`` makes a NetVM or ProxyVM with a root of its own, copied from ``template``.
         """
-        if clone_from is not None or root_copy_from is not None:
-            raise NotSupported(
-                f"VM {name}: clone_from and root_copy_from are not in this version; declare"
-                " klass: StandaloneVM with a template, which is copied"
+        brought = [v for v in (clone_from, root_copy_from, root_move_from) if v is not None]
+        if len(brought) > 1:
+            raise InvalidInput(
+                f"VM {name}: clone_from, root_copy_from and root_move_from each say where its root"
+                " comes from; declare one of them"
             )
         for word, value in (("klass", klass), ("template", template), ("pool", pool)):
             if value is not None and not isinstance(value, str):
@@ -98,68 +94,14 @@ class Planning:
         vm = self.find_vm(name)
         if vm is not None and create_only:
             return {}, None
+        if vm is None and clone_from is not None:
+            return self.plan_clone(name, clone_from, klass, template, label, pool, sizes)
         if vm is None:
-            return self._plan_new(name, klass, template, label, pool, sizes, standalone)
+            outside = (root_copy_from or root_move_from, root_move_from is not None)
+            return self._plan_new(name, klass, template, label, pool, sizes, standalone, outside)
         if standalone:
             template = None  # what its root was copied from matters at creation only
         return self._compare_vm(vm, klass, template, label, pool, sizes, migrate), None
-
-    def _compare_vm(self, vm, klass, template, label, pool, sizes, migrate):
-        if vm.klass.name == "AdminVM":
-            raise InvalidInput("VM dom0: is not made of images; declare other VMs")
-        if klass not in (None, vm.klass.name):
-            raise StoragePoolException(
-                f"VM {vm.name}: is a {vm.klass.name}, not a {klass}; a class never changes: declare"
-                f" {vm.klass.name}, or remove the VM first"
-            )
-        if pool not in (None, vm.pool):
-            self.get_pool(pool)
-            raise StoragePoolException(
-                f"VM {vm.name}: lies in pool {vm.pool}, not in {pool}; declare pool: {vm.pool}"
-                + ("; this version cannot migrate it" if migrate else "")
-            )
-        place = self.pool_of(vm)
-        changes = {}
-        left = build.unfinished(place, vm)
-        if left:
-            changes["unfinished"] = {"old": left, "new": None}
-        there = self._check_images(vm, place, left)
-        if label not in (None, vm.label):
-            changes["label"] = {"old": vm.label, "new": label}
-        if vm.klass.based_on and template not in (None, vm.template):
-            self._template(vm.name, vm.klass, template)
-            changes["template"] = {"old": vm.template, "new": template}
-        small = {v: s for v, s in sizes.items() if v in there and there[v][0] < s}
-        if "root" in sizes and "root" not in vm.images:
-            raise self._root_is_templates(vm.name, vm.template)
-        if small:
-            self.check_growth(place)
-            old = {volume: there[volume][0] for volume in small}
-            changes["volumes"] = {"old": old, "new": small}
-        return changes
-
-    @staticmethod
-    def _root_is_templates(name, template):
-        return InvalidInput(
-            f"VM {name}: its root is that of its template {template}; declare its size there"
-        )
-
-    def _check_images(self, vm, pool, left):
-        """A registered VM whose private or root image is gone is never made anew."""
-        there = self.images_on_disk(vm)
-        removing = any(path.endswith(".removing") for path in left)
-        gone = [f for v, f in vm.images.items() if v in ("private", "root") and v not in there]
-        if gone and not removing:
-            guard = self.guards(pool.name).get("require_mount")
-            mount = f" (is {guard} mounted?)" if guard else ""
-            paths = ", ".join(os.path.join(pool.vmdir(vm), name) for name in gone)
-            if self.is_absent_disk(pool):
-                self.check_disk(pool)
-            raise StoragePoolException(
-                f"VM {vm.name}: {paths} is gone{mount}; bring it back, or remove the VM with"
-                " qubes_vm.remove: it is never made anew"
-            )
-        return there
 
     def _template(self, name, klass, template):
         """The template VM that a class can run on."""
@@ -181,7 +123,7 @@ class Planning:
             )
         return found
 
-    def _plan_new(self, name, klass, template, label, pool, sizes, standalone):
+    def _plan_new(self, name, klass, template, label, pool, sizes, standalone, outside):
         check_vm_name(name)
         kind = KLASSES[klass or "AppVM"]
         registry = self.registry()
@@ -198,16 +140,22 @@ class Planning:
         source = self._source(name, template) if template is not None else None
         if runs_on and "root" in sizes:
             raise self._root_is_templates(name, runs_on)
-        plan = Plan(vm, place)
+        plan = build.Plan(vm, place)
         left = build.unfinished(place, vm)
         self._plan_images(plan, source, sizes)
+        if outside[0] is not None:
+            self.plan_import(plan, *outside, sizes.get("root", 0))
         plan.has_kernel, kernels = self._kernels(vm, registry)
         if "root" in vm.images and not kind.is_hvm:
             plan.kernels = kernels
         self.check_growth(place, self._needed(plan))
         build.check_vacant(place, vm)
         registry.unused("qid")
-        return self._created(vm, template, sizes, left), plan
+        changes = self._created(vm, template, sizes, left)
+        if outside[0] is not None:
+            word = "root_move_from" if outside[1] else "root_copy_from"
+            changes[word] = {"old": None, "new": outside[0]}
+        return changes, plan
 
     def _check_needs(self, name, pool, template, default):
         """Tell of all that is missing at once: who waits for one of it waits for all of it."""

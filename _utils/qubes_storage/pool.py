@@ -109,8 +109,12 @@ class Pool:
         image.create(path, size)
 
     def clone_image(self, source, path):
-        """Make ``path``, where there is nothing, a copy of the image open as ``source``."""
-        image.clone(source, path)
+        """
+        Make ``path``, where there is nothing, a copy of the image open as ``source``.
+
+        Returns True if they share blocks, so that nothing was copied that could differ.
+        """
+        return image.clone(source, path)
 
     def resize_image(self, path, size):
         """Grow an image to ``size`` bytes."""

@@ -6,8 +6,10 @@ import stat
 
 import qubes_storage
 from qubes_storage import admin, files, guards, registry
+from qubes_storage.checking import Checking
 from qubes_storage.conf import Conf
 from qubes_storage.exc import InvalidInput, NotSupported
+from qubes_storage.moving import Moving
 from qubes_storage.orphans import Orphans
 from qubes_storage.pool import CONF, make_pool, pick
 from qubes_storage.pools import Pools
@@ -55,7 +57,7 @@ _ADMIN_ONLY = {
 }
 
 
-class System(Pools, Orphans, VMs, Removal):
+class System(Pools, Orphans, VMs, Moving, Checking, Removal):
     """
     A machine in R3.2's layout below ``root``.
 

@@ -3,14 +3,16 @@
 import os
 
 from qubes_storage import build, files, guards, image
+from qubes_storage.cloning import Cloning
+from qubes_storage.comparing import Comparing
 from qubes_storage.exc import NotSupported, StoragePoolException
-from qubes_storage.planning import Planning
+from qubes_storage.planning import Planning, check_volumes
 from qubes_storage.pool import Pool
 from qubes_storage.values import format_size
 from qubes_storage.vm import ICONS, IMAGES, VM
 
 
-class VMs(Planning):
+class VMs(Planning, Comparing, Cloning):
     """The part of :py:class:`~qubes_storage.system.System` that is about VMs."""
 
     def list_vms(self):
@@ -107,7 +109,8 @@ class VMs(Planning):
         What :py:meth:`create_vm` or :py:meth:`set_vm` would change, ``{}`` for nothing; entries are
         ``{"old": ..., "new": ...}``, ``created`` for a new VM. Raises what they would raise.
 
-        Keywords: klass, template, label, pool, volumes, clone_from, root_copy_from, migrate.
+        Keywords: klass, template, label, pool, volumes, clone_from, root_copy_from,
+        root_move_from, migrate.
         """
         return self.plan(name, **declared)[0]
 
@@ -130,27 +133,35 @@ class VMs(Planning):
             entry = vm.new_entry(registry, plan.pool.vmdir(vm))
             if not plan.has_kernel and "kernel" in entry.attrs:
                 entry = entry.changed(kernel="None")
+            entry = entry.changed(**plan.attrs)
             attrs = vm.defaults(registry, entry.attrs["qid"])
             with build.built(plan):
                 self.save_registry(registry.added(entry).copy(attrs=attrs))
         return changes
 
-    def set_vm(self, name, **declared):
+    def set_vm(self, name, *, keep=False, **declared):
         """
-        Change a VM that is there, only what is declared and differs: label, template, and sizes,
-        which only ever grow. Finishes what a dead run left. Returns the changes.
+        Change a VM that is there, only what is declared and differs: label, template, with
+        ``migrate`` the pool, and sizes, which only ever grow. Finishes what a dead run left.
+
+        ``keep`` is :py:meth:`migrate_vm`'s. Returns the changes.
         """
         self.get_vm(name)
-        with self.locked() as registry:
+        with self.locked():
             vm = self.get_vm(name)
             changes, _ = self.plan(name, **declared)
             pool = self.pool_of(vm)
             if "unfinished" in changes:
                 build.mend(pool, vm, True)
+            if "pool" in changes:
+                self.migrate(vm, changes["pool"]["new"], keep)
+                vm = self.get_vm(name)
+                pool = self.pool_of(vm)
             grown = changes.get("volumes", {"new": {}})["new"]
             for volume, size in grown.items():
                 self._grow(pool, vm, volume, size)
             attrs = {}
+            registry = self.registry()
             if "label" in changes:
                 attrs["label"] = changes["label"]["new"]
             if "template" in changes:
@@ -159,6 +170,30 @@ class VMs(Planning):
                 self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
             if "label" in changes:
                 self._set_icon(pool, vm, attrs["label"])
+        return changes
+
+    def resize_vm(self, name, volume, size):
+        """
+        Grow an image of a VM; returns the changes, ``{}`` for one of that size.
+
+        Smaller is refused. A loop device over the image, by which a running VM has it, grows too.
+        """
+        size = check_volumes(name, {volume: size})[volume]
+        with self.locked():
+            vm = self.get_vm(name)
+            self.check_own_directory(vm)
+            changes, _ = self.plan(name, volumes={volume: size})
+            pool = self.pool_of(vm)
+            if "unfinished" in changes:
+                build.mend(pool, vm, True)
+                changes.update(self.plan(name, volumes={volume: size})[0])
+            there = self.images_on_disk(vm)[volume][0]
+            if size < there:
+                raise StoragePoolException(
+                    f"VM {name}: {volume} has {there} bytes ({format_size(there)}) and never"
+                    f" shrinks to {size}; take a larger size"
+                )
+            self._grow(pool, vm, volume, size)
         return changes
 
     def _set_icon(self, pool, vm, label):
@@ -181,9 +216,10 @@ class VMs(Planning):
         path = os.path.join(pool.vmdir(vm), IMAGES[volume])
         try:
             with files.closing(fd):
-                pool.resize_image(files.at(fd, IMAGES[volume]), size)
                 if volume == "root" and image.measure(fd, IMAGES["root-cow"]):
                     pool.resize_image(files.at(fd, IMAGES["root-cow"]), size)
+                pool.resize_image(files.at(fd, IMAGES[volume]), size)
+                image.tell_loops(files.at(fd, IMAGES[volume]))
         except OSError as err:
             raise StoragePoolException(
                 f"VM {vm.name}: {path} cannot grow to {format_size(size)}: {err.strerror}"

@@ -22,6 +22,7 @@ def test_every_verb_of_the_interface_is_there():
     pool = {"list", "info", "drivers", "diff", "add", "set", "remove", "orphans"}
     assert {f"qubes_pool.{verb}" for verb in pool} <= set(FUNCTIONS)
     vm = {"list", "info", "diff", "create", "set", "remove"}
+    vm |= {"clone", "rename", "resize", "migrate", "verify", "commit", "reset"}
     assert {f"qubes_vm.{verb}" for verb in vm} <= set(FUNCTIONS)
 
 

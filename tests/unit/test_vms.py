@@ -122,7 +122,9 @@ def test_the_cow_of_a_template_grows_with_its_root(system):
         ({"pool": "nope"}, "nope"),
         ({"template": "nope"}, "not in qubes.xml"),
         ({"klass": "HVM", "template": "fedora-23"}, "TemplateHVM"),
-        ({"clone_from": "work"}, "clone_from"),
+        ({"clone_from": "work"}, "of which it is to be a clone, is not in qubes.xml"),
+        ({"clone_from": "fedora-23", "root_copy_from": "/root.img"}, "declare one of them"),
+        ({"root_copy_from": "/root.img"}, "declare klass: StandaloneVM"),
         ({"template": 5}, "not a text"),
     ],
 )

@@ -1,0 +1,251 @@
+"""Whether what lies on disk is what a VM needs; and the images that are made anew."""
+
+import contextlib
+import errno
+import os
+import stat
+
+from qubes_storage import build, files, image
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.values import format_size
+from qubes_storage.vm import IMAGES, KERNEL_FILES, KERNELS, volatile_size
+
+# What R3.2 and its tools put into a VM's directory; a .old is what one of them set aside.
+_KNOWN = {
+    "icon.png", "firewall.xml", "kernels", "apps", "apps.icons", "apps.templates",
+    "apps.tempicons", "whitelisted-appmenus.list", "vm-whitelisted-appmenus.list",
+    "netvm-whitelisted-appmenus.list", "dvm.conf", "updates.stat", "savefile.img",
+    "netvm-savefile.img", "private-cow.img", "clean-volatile.img.tar", "dispvm.conf",
+    *IMAGES.values(),
+}  # fmt: skip
+
+
+class Checking:
+    """The part of :py:class:`~qubes_storage.system.System` that verifies, commits and resets."""
+
+    def verify_vm(self, name):
+        """
+        What is wrong with a VM's files, as sentences: images that are missing or of a wrong size,
+        its template's root, its kernel, files that have no business there, links, modes.
+
+        volatile.img and root-cow.img may be missing: R3.2 makes them when the VM starts.
+        """
+        vm = self.get_vm(name)
+        if vm.klass.name in ("AdminVM", "DispVM"):
+            return []
+        try:
+            pool = self.pool_of(vm)
+        except StoragePoolException as err:
+            return [str(err)]
+        found = [f"{p}: is left by a run that died; qubes_vm.set {name} mends it"
+                 for p in build.unfinished(pool, vm)]  # fmt: skip
+        fd = pool.open_vm(vm)
+        place = pool.vmdir(vm)
+        if fd is None:
+            found.append(f"{place}: is gone; mount its disk or restore it from a backup")
+        else:
+            with files.closing(fd):
+                found += self._verify_dir(vm, fd, place)
+                found += self._verify_kernel(vm, fd, place)
+        return found + self._verify_template(vm)
+
+    def _verify_dir(self, vm, fd, place):
+        found = _wrong_mode(place, os.fstat(fd))
+        sizes = {volume: image.measure(fd, name) for volume, name in vm.images.items()}
+        for volume in ("root", "private"):
+            if volume in sizes and not files.exists(fd, IMAGES[volume]):
+                path = os.path.join(place, IMAGES[volume])
+                found.append(f"{path}: is gone; restore it from a backup")
+        known = {*_KNOWN, f"{vm.name}.conf"}
+        for name in sorted(os.listdir(fd)):
+            path = os.path.join(place, name)
+            there = files.exists(fd, name)
+            if name.removesuffix(".old") not in known:
+                found.append(f"{path}: has no business here; move it away")
+            elif stat.S_ISLNK(there.st_mode):
+                if name != "icon.png":
+                    found.append(f"{path}: is a link, which is not followed; put the file there")
+            elif name.removesuffix(".old") in IMAGES.values():
+                found += _wrong_image(path, there)
+        return found + self._wrong_sizes(vm, place, sizes)
+
+    @staticmethod
+    def _wrong_sizes(vm, place, sizes):
+        found = []
+        root, cow, volatile = (sizes.get(v) for v in ("root", "root-cow", "volatile"))
+        if root and cow and root[0] != cow[0]:
+            found.append(
+                f"{place}/{IMAGES['root-cow']}: is of {format_size(cow[0])}, but root of"
+                f" {format_size(root[0])}; make it anew with qubes_vm.commit {vm.name}"
+            )
+        if root and volatile and volatile[0] < volatile_size(root[0]):
+            found.append(
+                f"{place}/{IMAGES['volatile']}: is of {format_size(volatile[0])}, too small for a"
+                f" root of {format_size(root[0])}; delete it and run qubes_vm.reset {vm.name}"
+            )
+        return found
+
+    def _verify_template(self, vm):
+        qid = vm.entry.attrs.get("template_qid", "none")
+        if qid.lower() == "none":
+            return []
+        template = self.find_vm(vm.template) if vm.template else None
+        if template is None:
+            return [f"VM {vm.name}: its template (qid {qid}) is gone; give it another"]
+        try:
+            pool = self.pool_of(template)
+        except StoragePoolException as err:
+            return [str(err)]
+        if "root" in self.images_on_disk(template):
+            return []
+        path = os.path.join(pool.vmdir(template), IMAGES["root"])
+        return [f"{path}: is gone, the root of its template {template.name}; restore it"]
+
+    def _verify_kernel(self, vm, fd, place):
+        """R3.2 takes the kernel of the registry, or one in the VM's own directory."""
+        if vm.klass.is_hvm:
+            return []
+        version = vm.entry.attrs.get("kernel", "None")
+        if vm.entry.attrs.get("uses_default_kernel") == "True":
+            version = self.registry().get("default_kernel") or "None"
+        if version in ("None", "none", ""):
+            if not files.exists(fd, "kernels"):
+                return []
+            path = os.path.join(place, "kernels")
+        elif "/" in version:
+            return [f"VM {vm.name}: kernel {version!r} is no name of one; set another"]
+        else:
+            path = os.path.join(KERNELS, version)
+        there = []
+        with (
+            contextlib.suppress(OSError),
+            files.closing(files.open_dir(self.root, path)) as kernels,
+        ):
+            there = [name for name in KERNEL_FILES if image.measure(kernels, name)]
+        return [
+            f"{path}/{name}: is gone, of the kernel it runs; install that kernel or set another"
+            for name in KERNEL_FILES
+            if name not in there
+        ]
+
+    def commit_vm(self, name):
+        """
+        Keep the changes that a template's VMs wait for: root-cow.img is set aside as
+        root-cow.img.old, and a new one begins. Returns the changes.
+        """
+        self._plan_commit(name)
+        with self.locked():
+            vm, pool, sizes = self._plan_commit(name)
+            with self._writing(vm, pool) as fd:
+                old, new = IMAGES["root-cow"], f".{IMAGES['root-cow']}.new"
+                self._make(pool, fd, new, sizes["root"][0])
+                if "root-cow" in sizes:
+                    _set_aside(fd, old)
+                os.rename(new, old, src_dir_fd=fd, dst_dir_fd=fd)
+                os.fsync(fd)
+        before = sizes.get("root-cow", (None,))[0]
+        return {"root-cow": {"old": before, "new": sizes["root"][0]}}
+
+    def _plan_commit(self, name):
+        vm = self.get_vm(name)
+        if not vm.klass.is_template:
+            raise InvalidInput(
+                f"VM {name}: is a {vm.klass.name}; only a template has changes to commit"
+            )
+        pool = self.pool_of(vm)
+        sizes = self._check_images(vm, pool, [])
+        self.check_growth(pool)
+        self.check_halted(vm, ("private",))  # those that run on it keep what they have open
+        return vm, pool, sizes
+
+    def reset_vm(self, name):
+        """
+        Make volatile.img anew, as R3.2 does when a VM starts: always for one that runs on a
+        template, else only where there is none. Returns the changes.
+        """
+        self._plan_reset(name)
+        with self.locked():
+            vm, pool, changes = self._plan_reset(name)
+            if changes:
+                with self._writing(vm, pool) as fd:
+                    new = f".{IMAGES['volatile']}.new"
+                    self._make(pool, fd, new, changes["volatile"]["new"])
+                    os.rename(new, IMAGES["volatile"], src_dir_fd=fd, dst_dir_fd=fd)
+                    os.fsync(fd)
+        return changes
+
+    def _plan_reset(self, name):
+        vm = self.get_vm(name)
+        self.check_own_directory(vm)
+        pool = self.pool_of(vm)
+        there = self._check_images(vm, pool, [])
+        if "volatile" in there and not vm.template:
+            return vm, pool, {}
+        self.check_growth(pool)
+        self.check_halted(vm)
+        template = self.find_vm(vm.template) if vm.template else None
+        root = (self.images_on_disk(template) if template else there).get("root", (0,))[0]
+        size = volatile_size(max(root, vm.klass.root_size))
+        before = there.get("volatile", (None,))[0]
+        return vm, pool, {"volatile": {"old": before, "new": size}}
+
+    @contextlib.contextmanager
+    def _writing(self, vm, pool):
+        """A handle of a VM's directory; errors name the VM."""
+        fd = pool.open_vm(vm)
+        try:
+            with files.closing(fd):
+                yield fd
+        except OSError as err:
+            raise StoragePoolException(
+                f"VM {vm.name}: {pool.vmdir(vm)}: {err.strerror}; mend it and try again"
+            ) from err
+
+    @staticmethod
+    def _make(pool, fd, name, size):
+        """Make an empty image beside the one it will replace, over what a dead run left."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=fd)
+        path = files.at(fd, name)
+        pool.create_image(path, size)
+        build.finish_image(path)
+
+
+def _set_aside(fd, name):
+    """``name.old`` is ``name``, and ``name`` stays until the new one replaces it."""
+    beside = f".{name}.old"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(beside, dir_fd=fd)
+    try:
+        os.link(name, beside, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
+    except OSError as err:
+        if err.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        os.rename(name, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
+        return
+    # A rename onto another name of the same file would do nothing.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{name}.old", dir_fd=fd)
+    os.rename(beside, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def _wrong_image(path, there):
+    if not stat.S_ISREG(there.st_mode):
+        return [f"{path}: is no file; put the image in its place"]
+    found = _wrong_mode(path, there)
+    if not there.st_size or there.st_size % 512:
+        found.append(
+            f"{path}: has {there.st_size} bytes, which is no disk of whole sectors (512 bytes);"
+            " restore it from a backup"
+        )
+    return found
+
+
+def _wrong_mode(path, there):
+    """Group qubes has to read and write, and nobody else may write (R3.2 lets others read)."""
+    wanted, never = (0o770, 0o002) if stat.S_ISDIR(there.st_mode) else (0o660, 0o7113)
+    mode = stat.S_IMODE(there.st_mode)
+    if mode & wanted == wanted and not mode & never:
+        return []
+    right = files.DIR_MODE if stat.S_ISDIR(there.st_mode) else files.FILE_MODE
+    return [f"{path}: has mode {mode:04o}; give it {right:04o}"]

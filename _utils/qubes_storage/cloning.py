@@ -1,0 +1,160 @@
+"""VMs made of others: clones, and root images that the caller brings."""
+
+import os
+
+from qubes_storage import build, image, transfer
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.files import closing
+from qubes_storage.values import check_vm_name
+from qubes_storage.vm import IMAGES, VM
+
+# What R3.2's clone_attrs copies; a VM of its own kernel has those of kernels, an HVM the last.
+_ATTRS = (
+    "netvm_qid", "uses_default_netvm", "memory", "maxmem", "services", "vcpus", "mac", "pcidevs",
+    "include_in_backups", "default_user", "qrexec_timeout", "dispvm_netvm",
+    "uses_default_dispvm_netvm",
+)  # fmt: skip
+_KERNEL_ATTRS = ("kernel", "uses_default_kernel", "kernelopts", "uses_default_kernelopts")
+_HVM_ATTRS = ("timezone", "qrexec_installed", "guiagent_installed")
+# Besides images: what the user or the template made, and nothing makes anew.
+_FILES = (
+    "kernels", "firewall.xml", "apps.templates", "apps.tempicons", "whitelisted-appmenus.list",
+    "vm-whitelisted-appmenus.list", "netvm-whitelisted-appmenus.list",
+)  # fmt: skip
+
+
+def clone_attrs(source):
+    """The attributes that a clone has from its source."""
+    names = _ATTRS + (_HVM_ATTRS if source.klass.is_hvm else _KERNEL_ATTRS)
+    return {key: source.entry.attrs[key] for key in names if key in source.entry.attrs}
+
+
+class Cloning:
+    """The part of :py:class:`~qubes_storage.system.System` that clones and imports."""
+
+    def clone_vm(self, name, new_name, pool=None):
+        """
+        Make a VM that is a copy of another, in any pool, by default the default one.
+
+        Returns the changes.
+        """
+        return self.create_vm(new_name, clone_from=name, pool=pool)
+
+    def plan_clone(self, name, clone_from, klass, template, label, pool, sizes):
+        """``(changes, plan)`` of a VM that is to be a clone."""
+        check_vm_name(name)
+        self._check_sources(name, clone_from, pool or "default")
+        source = self.find_vm(clone_from)
+        self.check_own_directory(source)
+        if klass not in (None, source.klass.name):
+            raise InvalidInput(
+                f"VM {name}: a clone of {clone_from} is a {source.klass.name}, not a {klass}"
+            )
+        runs_on = source.template
+        if template is not None:
+            if not source.klass.based_on or not runs_on:
+                raise InvalidInput(
+                    f"VM {name}: clone_from and template both say what it is copied from; declare"
+                    " one of them"
+                )
+            runs_on = self._template(name, source.klass, template).name
+        if runs_on and "root" in sizes:
+            raise self._root_is_templates(name, runs_on)
+        vm = VM(
+            name,
+            source.klass,
+            pool=pool or "default",
+            label=label or source.label,
+            template=runs_on,
+        )
+        place = self.pool_of(vm)
+        plan = build.Plan(vm, place)
+        left = build.unfinished(place, vm)
+        self._check_images(source, self.pool_of(source), [])
+        # Its root may be in use by the VMs that run on it, which only read it.
+        self.check_halted(source, ("private",) if source.klass.is_template else None)
+        self._plan_copies(plan, source, sizes)
+        plan.attrs = clone_attrs(source)
+        self.check_growth(place, self._needed(plan))
+        build.check_vacant(place, vm)
+        self.registry().unused("qid")
+        changes = self._created(vm, runs_on, sizes, left)
+        return {**changes, "clone_from": {"old": None, "new": clone_from}}, plan
+
+    def _check_sources(self, name, clone_from, pool):
+        lacking = []
+        if not isinstance(clone_from, str):
+            raise InvalidInput(f"VM {name}: clone_from {clone_from!r} is not a text")
+        if self.find_vm(clone_from) is None:
+            lacking.append(
+                StoragePoolException(
+                    f"VM {name}: {clone_from}, of which it is to be a clone, is not in qubes.xml;"
+                    " declare or create it first",
+                    waits_for=[("VM", clone_from)],
+                )
+            )
+        try:
+            self.get_pool(pool)
+        except StoragePoolException as err:
+            if not err.waits_for:
+                raise
+            lacking.append(err)
+        if lacking:
+            waits_for = [pair for err in lacking for pair in err.waits_for]
+            raise StoragePoolException("; ".join(map(str, lacking)), waits_for)
+
+    def _plan_copies(self, plan, source, sizes):
+        """R3.2 makes volatile.img when the VM starts; a clone has none."""
+        root = 0
+        for volume in plan.vm.images:
+            if volume in ("root", "private"):
+                size, copied = self._find_image(plan.vm, source, volume)
+                size = max(size, sizes.get(volume, 0))
+                plan.images.append(build.Image(IMAGES[volume], size, copied))
+                root = size if volume == "root" else root
+        if "root-cow" in plan.vm.images:
+            plan.images.append(build.Image(IMAGES["root-cow"], root))
+        pool = self.pool_of(source)
+        names = list(_FILES)
+        fd = pool.open_vm(source)
+        with closing(fd):
+            if image.measure(fd, "icon.png"):  # one of the user's own
+                names.append("icon.png")
+        plan.takes = transfer.Take(pool, source, names=tuple(names))
+        plan.texts = self.rules_elsewhere(source)
+
+    def plan_import(self, plan, path, moved, size):
+        """Have a new VM's root image be a copy of a file of the caller's."""
+        vm = plan.vm
+        word = "root_move_from" if moved else "root_copy_from"
+        if "root" not in vm.images:
+            raise InvalidInput(
+                f"VM {vm.name}: {word} is for a root of its own, and it runs on that of"
+                f" {vm.template}; declare klass: StandaloneVM"
+            )
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise InvalidInput(f"VM {vm.name}: {word} {path!r} is not an absolute path")
+        real = os.path.realpath(path)
+        try:
+            with closing(image.open_image(real)) as fd:
+                found = os.fstat(fd)
+                device = image.used_by_loop(fd)
+        except OSError as err:
+            raise StoragePoolException(f"VM {vm.name}: {word} {path}: {err.strerror}") from err
+        if not found.st_size or found.st_size % 512:
+            raise StoragePoolException(
+                f"VM {vm.name}: {word} {path} has {found.st_size} bytes, which is no disk of whole"
+                " sectors (512 bytes)"
+            )
+        if device:
+            raise StoragePoolException(
+                f"VM {vm.name}: {word} {path} is in use by {device}; detach it first"
+            )
+        size = max(found.st_size, size)
+        outside = build.Outside(real, moved)
+        for wanted in plan.images:
+            if wanted.filename == IMAGES["root"]:
+                wanted.source, wanted.size = outside, size
+            elif wanted.filename == IMAGES["root-cow"]:
+                wanted.size = size
+        return size

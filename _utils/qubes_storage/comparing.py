@@ -1,0 +1,71 @@
+"""A declared VM that is there: what differs, and what cannot be changed."""
+
+import os
+
+from qubes_storage import build
+from qubes_storage.exc import InvalidInput, StoragePoolException
+
+
+class Comparing:
+    """The part of :py:class:`~qubes_storage.system.System` that compares VMs."""
+
+    def _compare_vm(self, vm, klass, template, label, pool, sizes, migrate):
+        if vm.klass.name == "AdminVM":
+            raise InvalidInput("VM dom0: is not made of images; declare other VMs")
+        if klass not in (None, vm.klass.name):
+            raise StoragePoolException(
+                f"VM {vm.name}: is a {vm.klass.name}, not a {klass}; a class never changes: declare"
+                f" {vm.klass.name}, or remove the VM first"
+            )
+        moves = pool not in (None, vm.pool)
+        if moves and not migrate:
+            self.get_pool(pool)
+            raise StoragePoolException(
+                f"VM {vm.name}: lies in pool {vm.pool}, not in {pool}; declare pool: {vm.pool}, or"
+                " migrate: true to move it"
+            )
+        place = self.pool_of(vm)
+        changes = {}
+        left = build.unfinished(place, vm)
+        if left:
+            changes["unfinished"] = {"old": left, "new": None}
+        there = self._check_images(vm, place, left)
+        if moves:
+            self.check_move(vm, pool)
+            changes["pool"] = {"old": vm.pool, "new": pool}
+        if label not in (None, vm.label):
+            changes["label"] = {"old": vm.label, "new": label}
+        if vm.klass.based_on and template not in (None, vm.template):
+            self._template(vm.name, vm.klass, template)
+            changes["template"] = {"old": vm.template, "new": template}
+        small = {v: s for v, s in sizes.items() if v in there and there[v][0] < s}
+        if "root" in sizes and "root" not in vm.images:
+            raise self._root_is_templates(vm.name, vm.template)
+        if small:
+            self.check_growth(self.get_pool(pool) if moves else place)
+            old = {volume: there[volume][0] for volume in small}
+            changes["volumes"] = {"old": old, "new": small}
+        return changes
+
+    @staticmethod
+    def _root_is_templates(name, template):
+        return InvalidInput(
+            f"VM {name}: its root is that of its template {template}; declare its size there"
+        )
+
+    def _check_images(self, vm, pool, left):
+        """A registered VM whose private or root image is gone is never made anew."""
+        there = self.images_on_disk(vm)
+        removing = any(path.endswith(".removing") for path in left)
+        gone = [f for v, f in vm.images.items() if v in ("private", "root") and v not in there]
+        if gone and not removing:
+            guard = self.guards(pool.name).get("require_mount")
+            mount = f" (is {guard} mounted?)" if guard else ""
+            paths = ", ".join(os.path.join(pool.vmdir(vm), name) for name in gone)
+            if self.is_absent_disk(pool):
+                self.check_disk(pool)
+            raise StoragePoolException(
+                f"VM {vm.name}: {paths} is gone{mount}; bring it back, or remove the VM with"
+                " qubes_vm.remove: it is never made anew"
+            )
+        return there

@@ -1,0 +1,141 @@
+"""
+What stands at either place while a VM moves, so that the next run finishes or undoes it.
+
+``.OLD.moving``, a link beside the directory it leaves, names the directory it goes to. There,
+``.NEW.creating/from`` names the directory it leaves, its inode number, and whether it is kept.
+Until the registry switches, the old directory is the VM; from then on the new one is. Each is whole
+all the while. Links are read as texts and never followed.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from qubes_storage import files
+
+FROM = "from"
+OUTSIDE = "outside"  # in the same place: ``INODE:PATH`` of a file of the caller's that goes
+
+
+def creating(name):
+    """The marker of a VM that is being made."""
+    return f".{name}.creating"
+
+
+def removing(name):
+    """What a VM's directory is called while it is deleted."""
+    return f".{name}.removing"
+
+
+def moving(name):
+    """The marker of a VM that moves away."""
+    return f".{name}.moving"
+
+
+def read(dir_fd, name):
+    """The text of a link, or None where there is none."""
+    try:
+        return os.readlink(name, dir_fd=dir_fd)
+    except OSError:
+        return None
+
+
+@dataclass
+class Origin:
+    """The directory that a VM leaves, and its new place."""
+
+    path: str
+    inode: str
+    keep: bool
+    place: str
+
+    @classmethod
+    def read(cls, marker):
+        """What an open ``.NEW.creating`` says, or None."""
+        text = read(marker, FROM)
+        if not text or text.count(":") < 3:
+            return None
+        inode, kept, length, rest = text.split(":", 3)
+        return cls(rest[: int(length)], inode, kept == "keep", rest[int(length) :])
+
+    def write(self, marker):
+        """Say it in ``.NEW.creating``."""
+        kept = "keep" if self.keep else "go"
+        text = f"{self.inode}:{kept}:{len(self.path)}:{self.path}{self.place}"
+        os.symlink(text, FROM, dir_fd=marker)
+
+    def leave(self, root):
+        """Delete the old directory, unless it is kept; one whose disk is away stays there."""
+        fd = _open(root, self.path)
+        if fd is None:
+            return
+        name = os.path.basename(self.path)
+        with files.closing(fd):
+            if read(fd, moving(name)) == self.place:
+                if not self.keep and self._is_old(fd, name):
+                    os.rename(name, removing(name), src_dir_fd=fd, dst_dir_fd=fd)
+                os.unlink(moving(name), dir_fd=fd)
+                os.fsync(fd)
+            if not self.keep and self._is_old(fd, removing(name)):
+                files.remove_tree(fd, removing(name))
+                os.fsync(fd)
+
+    def _is_old(self, fd, name):
+        found = files.exists(fd, name)
+        return found is not None and str(found.st_ino) == self.inode
+
+
+def undo(root, fd, name):
+    """Take away what a dead run made of NAME, which its inode number tells, and its markers."""
+    with files.closing(files.open_subdir(fd, creating(name))) as marker:
+        there = files.exists(fd, name)
+        if there and files.exists(marker, str(there.st_ino)):
+            os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
+        origin = Origin.read(marker)
+    files.remove_tree(fd, creating(name))
+    old = _open(root, origin.path) if origin else None
+    if old is not None:
+        mark = moving(os.path.basename(origin.path))
+        with files.closing(old):
+            if read(old, mark) == origin.place:
+                os.unlink(mark, dir_fd=old)
+
+
+def mend_moving(root, fd, name, path, registered):
+    """
+    A run died while NAME moved away: undo it while the registry has it here, else finish it.
+
+    A place whose disk is away is left alone; a new move there mends it.
+    """
+    place = read(fd, moving(name))
+    new = _open(root, place) if place else None
+    if new is not None:
+        with files.closing(new):
+            _mend_place(root, new, os.path.basename(place), path, registered)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(moving(name), dir_fd=fd)
+
+
+def _open(root, path):
+    """A handle of the directory that a VM's directory is in, or None where it is away."""
+    try:
+        return files.open_dir(root, os.path.dirname(path))
+    except OSError:
+        return None
+
+
+def _mend_place(root, new, name, path, registered):
+    if not files.exists(new, creating(name)):
+        return
+    with files.closing(files.open_subdir(new, creating(name))) as marker:
+        origin = Origin.read(marker)
+        empty = not os.listdir(marker)
+    if empty:
+        os.rmdir(creating(name), dir_fd=new)
+    if origin is None or origin.path != path:
+        return  # it is of another run, or was
+    if registered or not files.exists(new, name):
+        undo(root, new, name)
+    else:
+        origin.leave(root)
+        files.remove_tree(new, creating(name))

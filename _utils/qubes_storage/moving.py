@@ -1,0 +1,171 @@
+"""
+VMs that move: to another pool, or to another name.
+
+The new directory is made beside the old one, of the same files where the kernel lets two
+directories have them, so the registry names a whole copy at every moment; the old one goes last.
+"""
+
+import copy
+import os
+
+from qubes_storage import build, files, guards, image, markers, transfer
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.values import check_vm_name
+
+
+class Moving:
+    """The part of :py:class:`~qubes_storage.system.System` that moves VMs."""
+
+    def migrate_vm(self, name, pool, keep=False):
+        """
+        Move a VM's directory to another pool; returns the changes, ``{}`` for a VM that is there.
+
+        ``keep`` leaves the old copy in its place, where nobody owns it.
+        """
+        return self.set_vm(name, keep=keep, pool=pool, migrate=True)
+
+    def rename_vm(self, name, new_name):
+        """Give a VM and its directory another name; returns the changes."""
+        self._plan_rename(name, new_name)
+        with self.locked():
+            changes, vm, renamed = self._plan_rename(name, new_name)
+            if vm is None:
+                build.mend(self.pool_of(renamed), renamed, True)
+                return changes
+            build.mend(self.pool_of(vm), vm, True)
+            self._move(vm, renamed, {"name": new_name, "conf_file": f"{new_name}.conf"})
+        return changes
+
+    def _plan_rename(self, name, new_name):
+        """``(changes, vm, renamed)``; ``vm`` is None where a dead run has renamed it already."""
+        check_vm_name(new_name)
+        vm, there = self.find_vm(name), self.find_vm(new_name)
+        if vm is None and there is not None:
+            left = build.unfinished(self.pool_of(there), there)
+            if self._came_from(there, name):
+                return {"unfinished": {"old": left, "new": None}}, None, there
+        vm = self.get_vm(name)
+        if there is not None:
+            raise StoragePoolException(f"VM {new_name}: is in qubes.xml already; take another name")
+        self.check_own_directory(vm)
+        if vm.entry.attrs.get("installed_by_rpm") == "True":
+            raise StoragePoolException(
+                f"VM {name}: is installed by RPM, which knows it by its name; clone it instead, and"
+                " remove its package"
+            )
+        renamed = copy.copy(vm)
+        renamed.name = new_name
+        pool = self.pool_of(vm)
+        guards.check_mount(self.root, pool.name, self.guards(pool.name))
+        left = build.unfinished(pool, vm) + build.unfinished(pool, renamed)
+        self._check_images(vm, pool, left)
+        self.check_halted(vm)
+        build.check_vacant(pool, renamed)
+        changes = {"name": {"old": name, "new": new_name}}
+        if left:
+            changes["unfinished"] = {"old": left, "new": None}
+        return changes, vm, renamed
+
+    def _came_from(self, vm, name):
+        """Whether a dead run has renamed a VM that was called ``name``."""
+        with files.closing(self.pool_of(vm).open_subdir(vm.klass.subdir)) as fd:
+            if not files.exists(fd, markers.creating(vm.dirname)):
+                return False
+            with files.closing(files.open_subdir(fd, markers.creating(vm.dirname))) as marker:
+                origin = markers.Origin.read(marker)
+        return origin is not None and os.path.basename(origin.path) == name
+
+    @staticmethod
+    def check_own_directory(vm):
+        """Refuse dom0, which has no directory, and a DispVM, whose directory is its template's."""
+        if vm.klass.name == "AdminVM":
+            raise InvalidInput("VM dom0: is not made of images; take another VM")
+        if vm.klass.name == "DispVM":
+            raise InvalidInput(
+                f"VM {vm.name}: is a DispVM, which goes when it is shut down; take its template"
+            )
+
+    def check_halted(self, vm, volumes=None):
+        """Refuse a VM one of whose images is in use."""
+        fd = self.pool_of(vm).open_vm(vm)
+        if fd is None:
+            return
+        with files.closing(fd):
+            for volume, filename in vm.images.items():
+                if volumes is None or volume in volumes:
+                    self._check_halted(vm, fd, filename)
+
+    def check_move(self, vm, pool):
+        """Refuse to move a VM to another pool where it cannot be done."""
+        self.check_own_directory(vm)
+        moved = copy.copy(vm)
+        moved.pool = pool
+        source, target = self.pool_of(vm), self.pool_of(moved)
+        self.check_halted(vm)
+        self.check_growth(target, self._to_copy(vm, source, target))
+        build.check_vacant(target, moved)
+
+    @staticmethod
+    def _links(source, target):
+        """Whether the images of one pool are as good in another."""
+        return type(source) is type(target)
+
+    def _to_copy(self, vm, source, target):
+        """The bytes that a move writes."""
+        fd = source.open_vm(vm)
+        if fd is None:
+            return 0
+        with files.closing(fd), files.closing(target.open()) as there:
+            if os.fstat(fd).st_dev == os.fstat(there).st_dev and (
+                self._links(source, target) or image.shares_blocks(there)
+            ):
+                return 0
+            return files.tree_size(fd, ".")
+
+    def migrate(self, vm, pool, keep=False):
+        """Move a VM to another pool; the lock is held, and what a dead run left is mended."""
+        moved = copy.copy(vm)
+        moved.pool = pool
+        self._move(vm, moved, {"pool_name": pool}, keep)
+
+    def _move(self, vm, moved, attrs, keep=False):
+        source, target = self.pool_of(vm), self.pool_of(moved)
+        place = target.vmdir(moved)
+        attrs = {**attrs, "dir_path": place, "firewall_conf": "firewall.xml"}
+        plan = build.Plan(moved, target)
+        plan.takes = transfer.Take(source, vm, keep=True)
+        plan.takes.link = not keep and self._links(source, target)
+        plan.takes.renamed = {f"{vm.name}.conf": f"{moved.name}.conf"}
+        plan.texts = self.rules_elsewhere(vm)
+        switched = False
+        with files.closing(source.open_subdir(vm.klass.subdir)) as fd:
+            inode = str(files.exists(fd, vm.dirname).st_ino)
+            plan.origin = markers.Origin(source.vmdir(vm), inode, keep, place)
+            mark = markers.moving(vm.dirname)
+            os.symlink(place, mark, dir_fd=fd)
+            try:
+                os.fsync(fd)
+                with build.built(plan):
+                    self.check_halted(vm)  # it may have been started while it was copied
+                    registry = self.registry()
+                    self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
+                    switched = True
+            except BaseException:
+                if not switched:
+                    os.unlink(mark, dir_fd=fd)
+                raise
+
+    def rules_elsewhere(self, vm):
+        """
+        ``{"firewall.xml": bytes}`` of rules that lie outside the VM's directory, where R3.2 keeps
+        those of a VM in another pool than the default one.
+        """
+        path = vm.entry.attrs.get("firewall_conf", "")
+        fd = self.pool_of(vm).open_vm(vm)
+        if fd is None:
+            return {}
+        with files.closing(fd):
+            if not path.startswith("/") or files.exists(fd, "firewall.xml"):
+                return {}
+        data = files.read(self.root, path)
+        return {} if data is None else {"firewall.xml": data}

@@ -1,0 +1,112 @@
+"""
+What a new directory of a VM takes from another one: linked, shared or copied.
+
+A move links what it can: both directories hold the same files until the old one goes, so there is a
+whole copy at every moment. What was copied byte by byte is read back and compared.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+
+from qubes_storage import files, image
+from qubes_storage.exc import StoragePoolException
+
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+
+
+@dataclass
+class Take:
+    """
+    What is taken of a VM's directory: all of it, or ``names``; ``renamed`` is ``{old: new}``.
+
+    ``link`` shares the files themselves. ``keep`` leaves modes, owners and times as they are, and
+    compares what was copied; else they become those of new files.
+    """
+
+    pool: object
+    vm: object
+    names: tuple = None
+    renamed: dict = field(default_factory=dict)
+    link: bool = False
+    keep: bool = False
+
+
+def take(wanted, pool, target):
+    """Take what is wanted into the open directory ``target`` of a pool."""
+    fd = wanted.pool.open_vm(wanted.vm)
+    if fd is None:
+        path = wanted.pool.vmdir(wanted.vm)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    with files.closing(fd):
+        for name in sorted(os.listdir(fd)):
+            if wanted.names is None or name in wanted.names:
+                _take(wanted, pool, fd, name, target, wanted.renamed.get(name, name))
+        if wanted.keep:
+            _dress(target, os.fstat(fd))
+
+
+def _take(wanted, pool, fd, name, target, new):
+    found = files.exists(fd, name)
+    if stat.S_ISLNK(found.st_mode):
+        os.symlink(os.readlink(name, dir_fd=fd), new, dir_fd=target)
+    elif stat.S_ISDIR(found.st_mode):
+        with (
+            files.closing(files.open_subdir(fd, name)) as source,
+            files.closing(files.make_dir(target, new)) as made,
+        ):
+            for entry in sorted(os.listdir(source)):
+                _take(wanted, pool, source, entry, made, entry)
+            if wanted.keep:
+                _dress(made, found)
+            os.fsync(made)
+    elif not stat.S_ISREG(found.st_mode):
+        path = os.path.join(wanted.pool.vmdir(wanted.vm), name)
+        raise StoragePoolException(
+            f"VM {wanted.vm.name}: {path} is no file, directory or link; take it away"
+        )
+    elif not (wanted.link and link(name, fd, new, target)):
+        with files.closing(image.open_image(files.at(fd, name))) as source:
+            bring(source, pool, files.at(target, new), wanted.keep)
+
+
+def link(name, fd, new, target):
+    """Give a file a second name, if the kernel lets us; whether it did."""
+    try:
+        os.link(name, new, src_dir_fd=fd, dst_dir_fd=target, follow_symlinks=False)
+    except OSError as err:
+        if err.errno not in _NO_LINK:
+            raise
+        return False
+    return True
+
+
+def bring(source, pool, path, keep):
+    """Make ``path`` a copy of an open file, on the disk; with ``keep`` it is compared with it."""
+    copy = pool.clone_image if path.endswith(".img") else image.clone
+    shared = copy(source, path)
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with files.closing(fd):
+        if keep:
+            _dress(fd, os.fstat(source))
+        else:
+            files.own(fd, files.FILE_MODE)
+        os.fsync(fd)
+        if keep and not shared:
+            image.drop_cache(fd)
+            image.check_same(source, fd)
+
+
+def _dress(fd, like):
+    """Give an open file the owner, mode and times of another."""
+    mine = os.fstat(fd)
+    if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
+        try:
+            os.fchown(fd, like.st_uid, like.st_gid)
+        except PermissionError:
+            with contextlib.suppress(PermissionError):
+                os.fchown(fd, -1, like.st_gid)
+    os.fchmod(fd, stat.S_IMODE(like.st_mode))
+    os.utime(fd, ns=(like.st_atime_ns, like.st_mtime_ns))

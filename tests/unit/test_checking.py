@@ -1,0 +1,143 @@
+"""What verify finds, and the images that are made anew."""
+
+import os
+
+import pytest
+from qubes_storage.exc import InvalidInput, StoragePoolException
+
+from tests.r32.machine import GIB, KERNEL, LIB
+from tests.unit.test_build import kill_at, steps
+
+TEMPLATE = f"{LIB}/vm-templates/fedora-23"
+VMDIR = f"{LIB}/appvms/work"
+KERNELS = f"{LIB}/vm-kernels/{KERNEL}"
+
+
+@pytest.fixture
+def machine(scratch):
+    made = scratch()
+    made.connect().create_vm("work", template="fedora-23")
+    return made
+
+
+def stat_of(machine, path):
+    return machine.path(path).stat()
+
+
+BREAK = {
+    "private": (lambda p: p("private.img").unlink(), "private.img: is gone"),
+    "directory": (lambda p: p("").rename(p("../gone")), "appvms/work: is gone"),
+    "size": (lambda p: os.truncate(p("private.img"), 1000), "1000 bytes, which is no disk"),
+    "nothing in it": (lambda p: os.truncate(p("private.img"), 0), "0 bytes, which is no disk"),
+    "mode": (lambda p: p("private.img").chmod(0o666), "mode 0666; give it 0660"),
+    "closed": (lambda p: p("private.img").chmod(0o600), "mode 0600; give it 0660"),
+    "directory's mode": (lambda p: p("").chmod(0o2777), "mode 2777; give it 2770"),
+    "stranger": (lambda p: p("core").touch(), "core: has no business here"),
+    "link": (lambda p: p("firewall.xml").symlink_to("/etc/passwd"), "firewall.xml: is a link"),
+    "no file": (lambda p: p("volatile.img.old").mkdir(), "volatile.img.old: is no file"),
+    "half a run": (lambda p: p("../.work.creating").mkdir(), "a run that died; qubes_vm.set work"),
+}
+
+
+@pytest.mark.parametrize("what", BREAK)
+def test_verify_names_what_is_wrong_and_nothing_else(machine, what):
+    system = machine.connect()
+    assert system.verify_vm("work") == []
+    breaking, expected = BREAK[what]
+    breaking(lambda name: machine.path(VMDIR) / name)
+    before = machine.tree()
+    problems = system.verify_vm("work")
+    assert len(problems) == 1, problems
+    assert expected in problems[0]
+    assert machine.tree() == before
+
+
+def test_verify_looks_at_the_template_and_the_kernel_too(machine):
+    system = machine.connect()
+    machine.path(f"{KERNELS}/vmlinuz").unlink()
+    machine.path(f"{TEMPLATE}/root.img").rename(machine.path("/mnt/root.img"))
+    kernel, template = system.verify_vm("work")
+    assert f"{KERNELS}/vmlinuz: is gone" in kernel
+    assert f"{TEMPLATE}/root.img: is gone, the root of its template fedora-23" in template
+    assert any("root.img: is gone; restore" in p for p in system.verify_vm("fedora-23"))
+
+
+def test_what_r32_and_its_tools_put_there_is_no_problem(machine):
+    for name in ("work.conf", "whitelisted-appmenus.list", "private.img.old", "firewall.xml"):
+        machine.image(f"{VMDIR}/{name}", 512)
+    for name in ("apps", "apps.templates", "kernels"):
+        machine.mkdir(f"{VMDIR}/{name}")
+    machine.path(f"{VMDIR}/volatile.img").unlink()
+    system = machine.connect()
+    assert system.verify_vm("work") == []
+    assert system.verify_vm("dom0") == []
+    with pytest.raises(StoragePoolException, match="not in qubes.xml"):
+        system.verify_vm("nope")
+
+
+def test_images_that_do_not_fit_their_root_are_named_with_the_cure(machine):
+    system = machine.connect()
+    os.truncate(machine.path(f"{TEMPLATE}/root.img"), 12 * GIB)
+    cow, volatile = system.verify_vm("fedora-23")
+    assert "qubes_vm.commit fedora-23" in cow
+    assert "qubes_vm.reset fedora-23" in volatile
+    system.commit_vm("fedora-23")
+    machine.path(f"{TEMPLATE}/volatile.img").unlink()
+    system.reset_vm("fedora-23")
+    assert system.verify_vm("fedora-23") == []
+
+
+def test_commit_sets_the_changes_aside_and_begins_anew(machine):
+    machine.image(f"{TEMPLATE}/root-cow.img", 10 * GIB, "changes")
+    system = machine.connect()
+    changes = {"root-cow": {"old": 10 * GIB, "new": 10 * GIB}}
+    assert system.commit_vm("fedora-23") == changes
+    tree = machine.tree()
+    assert tree[f"{TEMPLATE}/root-cow.img.old"]["head"] == "changes"
+    assert tree[f"{TEMPLATE}/root-cow.img"]["blocks_zero"]
+    assert tree[f"{TEMPLATE}/root-cow.img"]["mode"] == "0660"
+    system.commit_vm("fedora-23")
+    assert machine.tree()[f"{TEMPLATE}/root-cow.img.old"]["blocks_zero"]
+    with pytest.raises(InvalidInput, match="only a template"):
+        system.commit_vm("work")
+
+
+def test_a_commit_that_died_anywhere_is_finished_by_the_next(scratch):
+    for number in steps(2):
+        machine = scratch()
+        machine.image(f"{TEMPLATE}/root-cow.img", 10 * GIB, "changes")
+        through = kill_at(number, lambda: machine.connect().commit_vm("fedora-23"))  # noqa: B023
+        tree = machine.tree()
+        heads = {tree.get(f"{TEMPLATE}/root-cow.img{end}", {}).get("head") for end in ("", ".old")}
+        assert "changes" in heads  # nothing is lost
+        assert f"{TEMPLATE}/root-cow.img" in tree
+        machine.connect().commit_vm("fedora-23")
+        assert machine.connect().verify_vm("fedora-23") == []
+        assert not [n for n in os.listdir(machine.path(TEMPLATE)) if n.startswith(".")]
+        if through:
+            break
+
+
+def test_reset_makes_volatile_anew_where_it_holds_nothing_of_worth(machine):
+    system = machine.connect()
+    size = 10 * GIB + 3 * GIB // 2
+    machine.image(f"{VMDIR}/volatile.img", GIB, "old")
+    assert system.reset_vm("work") == {"volatile": {"old": GIB, "new": size}}
+    assert stat_of(machine, f"{VMDIR}/volatile.img").st_size == size
+    machine.image(f"{TEMPLATE}/volatile.img", GIB, "old")
+    assert system.reset_vm("fedora-23") == {}
+    assert stat_of(machine, f"{TEMPLATE}/volatile.img").st_size == GIB
+    with pytest.raises(InvalidInput, match="dom0"):
+        system.reset_vm("dom0")
+
+
+def test_a_reset_that_died_anywhere_is_finished_by_the_next(scratch):
+    for number in steps(3):
+        machine = scratch()
+        machine.connect().create_vm("work")
+        through = kill_at(number, lambda: machine.connect().reset_vm("work"))  # noqa: B023
+        assert machine.path(f"{VMDIR}/volatile.img").exists()
+        machine.connect().reset_vm("work")
+        assert machine.connect().verify_vm("work") == []
+        if through:
+            break

@@ -1,0 +1,210 @@
+"""VMs made of others, and of files that the caller brings."""
+
+import os
+
+import pytest
+from qubes_storage.exc import InvalidInput, StoragePoolException
+
+from tests.r32.machine import GIB, LIB, element
+from tests.unit.test_build import kill_at, steps
+from tests.unit.test_moving import CONF, MIB, refused
+
+VMDIR = f"{LIB}/appvms/work"
+SET = {"memory": "1234", "vcpus": "7", "label": "purple", "include_in_backups": "False",
+       "services": "{'cups': True}", "kernelopts": "quiet", "uses_default_kernelopts": "False",
+       "pcidevs": "['00:1f.6']", "mac": "00:16:3e:00:00:01", "maxmem": "4000",
+       "netvm_qid": "1", "uses_default_netvm": "False", "default_user": "me"}  # fmt: skip
+
+
+@pytest.fixture
+def machine(scratch):
+    """Two pools, and the VMs ``work`` with settings of its own, and ``alone`` with a root."""
+    made = scratch(CONF)
+    made.add_pools()
+    made.elements.append(
+        element("QubesAppVm", "work", 2, template_qid="1", autostart="True", uuid="u", **SET)
+    )
+    made.write_registry()
+    made.mkdir(VMDIR)
+    made.image(f"{VMDIR}/private.img", 3 * GIB, "mine")
+    made.image(f"{VMDIR}/volatile.img", GIB)
+    made.image(f"{VMDIR}/firewall.xml", 100, "rules")
+    made.mkdir(f"{VMDIR}/apps.templates")
+    made.image(f"{VMDIR}/apps.templates/a", 10, "app")
+    made.image(f"{VMDIR}/work.conf", 100)
+    made.connect().create_vm("alone", klass="StandaloneVM", template="fedora-23")
+    return made
+
+
+def entry(machine, name):
+    return machine.entries()[name].attrs
+
+
+@pytest.mark.parametrize("pool", [None, "foo"])
+def test_a_clone_has_images_rules_and_settings_of_its_source(machine, pool):
+    system = machine.connect()
+    before = machine.tree()
+    home = {None: f"{LIB}/appvms", "foo": "/mnt/foo/appvms"}[pool]
+    changes = system.vm_diff("play", clone_from="work", pool=pool)
+    assert machine.tree() == before
+    assert system.clone_vm("work", "play", pool) == changes
+    assert changes["clone_from"] == {"old": None, "new": "work"}
+    after = machine.tree()
+    assert {path: after[path] for path in before if "qubes.xml" not in path} == {
+        path: entry for path, entry in before.items() if "qubes.xml" not in path
+    }
+    made = {p.removeprefix(f"{home}/play"): e for p, e in after.items() if p.startswith(home)}
+    made = {p: e for p, e in made.items() if p.startswith("/") and not p.startswith(home)}
+    assert set(made) == {
+        "/icon.png", "/private.img", "/firewall.xml", "/apps.templates", "/apps.templates/a",
+    }  # fmt: skip
+    assert (made["/private.img"]["size"], made["/private.img"]["head"]) == (3 * GIB, "mine")
+    assert made["/icon.png"]["target"].endswith("appvm-purple.png")
+    assert {e["mode"] for e in made.values() if "mode" in e} == {"0660", "2770"}
+    cloned, source = entry(machine, "play"), entry(machine, "work")
+    assert {key: cloned[key] for key in SET} == SET
+    assert cloned["qid"] != source["qid"]
+    assert cloned["uuid"] != source["uuid"]
+    assert cloned["autostart"] == "False"
+    assert (cloned["firewall_conf"], cloned["conf_file"]) == ("firewall.xml", "play.conf")
+    assert cloned["dir_path"] == f"{home}/play"
+    assert system.vm_diff("play", clone_from="work", pool=pool) == {}
+    assert system.verify_vm("play") == []
+
+
+def test_a_clone_of_a_vm_with_a_root_has_one_and_the_kernels(machine):
+    system = machine.connect()
+    system.clone_vm("alone", "copy", "foo")
+    there = sorted(os.listdir(machine.path("/mnt/foo/appvms/copy")))
+    assert there == ["icon.png", "kernels", "private.img", "root.img"]
+    assert machine.tree()["/mnt/foo/appvms/copy/root.img"]["head"] == "ROOT:fedora-23"
+    assert len(os.listdir(machine.path("/mnt/foo/appvms/copy/kernels"))) == 3
+
+
+@pytest.mark.parametrize("klass", ["TemplateVM", "TemplateHVM"])
+def test_a_clone_of_a_template_can_be_run_on(machine, klass):
+    system = machine.connect()
+    system.create_vm("t", klass=klass)
+    system.clone_vm("t", "t2", "foo")
+    volumes = system.vm_info("t2")["volumes"]
+    assert volumes["root-cow"]["size"] == volumes["root"]["size"]
+    assert volumes["root-cow"]["allocated"] == 0
+
+
+def test_what_is_declared_beside_clone_from_is_kept(machine):
+    system = machine.connect()
+    system.create_vm("t", klass="TemplateVM")
+    declared = {"label": "blue", "template": "t", "volumes": {"private": 4 * GIB}}
+    system.create_vm("play", klass="AppVM", clone_from="work", **declared)
+    assert system.list_vms()["play"]["template"] == "t"
+    assert system.vm_info("play")["volumes"]["private"]["size"] == 4 * GIB
+    assert system.vm_diff("play", clone_from="work", **declared) == {}
+
+
+def test_what_cannot_be_cloned_is_refused_and_nothing_changes(machine):
+    system = machine.connect()
+    for declared, match in (
+        ({"clone_from": "nope"}, "is not in qubes.xml"),
+        ({"clone_from": "work", "pool": "nope"}, "pool nope: unknown"),
+        ({"clone_from": "dom0"}, "dom0"),
+        ({"clone_from": "work", "klass": "NetVM"}, "is a AppVM, not a NetVM"),
+        ({"clone_from": "alone", "template": "fedora-23"}, "declare one of them"),
+        ({"clone_from": "work", "volumes": {"root": GIB}}, "template fedora-23"),
+    ):
+        refused(machine, lambda: system.create_vm("play", **declared), match)  # noqa: B023
+    refused(machine, lambda: system.clone_vm("work", "1bad"), "not a name", InvalidInput)
+    refused(machine, lambda: system.clone_vm("work", "alone"), "in qubes.xml already")
+    for content in (False, True):
+        place = machine.mkdir(f"{LIB}/appvms/play")
+        if content:
+            (place / "precious").touch()
+        refused(machine, lambda: system.clone_vm("work", "play"), "left alone")
+    with pytest.raises(StoragePoolException) as error:
+        system.vm_diff("x", clone_from="nope", pool="none-such")
+    assert error.value.waits_for == [("VM", "nope"), ("pool", "none-such")]
+
+
+def test_a_clone_that_died_anywhere_is_mended_by_the_next(scratch):
+    for number in steps(4):
+        machine = scratch()
+        system = machine.connect()
+        system.create_vm("alone", klass="StandaloneVM", template="fedora-23")
+        through = kill_at(number, lambda: machine.connect().clone_vm("alone", "play"))  # noqa: B023
+        if "play" in system.list_vms():
+            if system.vm_diff("play"):
+                system.set_vm("play")
+        else:
+            system.clone_vm("alone", "play")
+        assert sorted(os.listdir(machine.path(f"{LIB}/appvms"))) == ["alone", "play"]
+        assert system.verify_vm("play") == system.verify_vm("alone") == []
+        if through:
+            break
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file of the caller's, a root image."""
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"BOOT\n")
+    os.truncate(path, 5 * MIB)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["copied", "moved"])
+@pytest.mark.parametrize("klass", ["StandaloneVM", "TemplateVM", "HVM"])
+def test_a_root_image_is_brought_in(machine, disk, klass, moved):
+    system = machine.connect()
+    word = "root_move_from" if moved else "root_copy_from"
+    declared = {"klass": klass, word: str(disk)}
+    changes = system.vm_diff("new", **declared)
+    assert changes[word] == {"old": None, "new": str(disk)}
+    assert system.create_vm("new", **declared) == changes
+    volumes = system.vm_info("new")["volumes"]
+    assert volumes["root"]["size"] == 5 * MIB
+    assert volumes.get("root-cow", volumes["root"])["size"] == 5 * MIB
+    assert machine.tree()[volumes["root"]["path"]]["head"] == "BOOT"
+    assert machine.tree()[volumes["root"]["path"]]["mode"] == "0660"
+    assert disk.exists() is not moved
+    assert system.vm_diff("new", **declared) == {}
+    assert system.verify_vm("new") == []
+
+
+def test_a_root_image_that_cannot_be_one_is_refused(machine, disk, tmp_path):
+    system = machine.connect()
+    odd = tmp_path / "odd"
+    odd.write_bytes(b"x")
+    for path, match in (
+        ("disk.raw", "not an absolute path"),
+        (str(tmp_path / "none"), "No such file"),
+        (str(tmp_path), "not a regular file"),
+        (str(odd), "1 bytes, which is no disk"),
+    ):
+        call = lambda: system.create_vm("new", klass="HVM", root_copy_from=path)  # noqa: B023, E731
+        refused(machine, call, match)
+    call = lambda: system.create_vm("new", template="fedora-23", root_copy_from=str(disk))  # noqa: E731
+    refused(machine, call, "declare klass: StandaloneVM")
+
+
+@pytest.mark.parametrize("near", [False, True], ids=["another filesystem", "the same"])
+def test_an_import_that_died_anywhere_loses_nothing(scratch, tmp_path, near):
+    for number in steps(3):
+        machine = scratch()
+        system = machine.connect()
+        disk = (machine.root.parent if near else tmp_path) / "disk.raw"
+        disk.write_bytes(b"BOOT\n")
+        os.truncate(disk, 5 * MIB)
+        declared = {"klass": "HVM", "root_move_from": str(disk)}
+        through = kill_at(number, lambda: machine.connect().create_vm("new", **declared))  # noqa: B023
+        if "new" in system.list_vms():
+            if system.vm_diff("new", **declared):
+                system.set_vm("new", **declared)
+        else:
+            assert disk.read_bytes().startswith(b"BOOT\n")
+            system.create_vm("new", **declared)
+        assert not disk.exists()
+        assert os.listdir(machine.path(f"{LIB}/appvms")) == ["new"]
+        assert machine.tree()[f"{LIB}/appvms/new/root.img"]["head"] == "BOOT"
+        assert system.verify_vm("new") == []
+        if through:
+            break

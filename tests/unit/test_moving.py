@@ -1,0 +1,404 @@
+"""VMs that move, to another pool or name: whole at every moment, whatever dies, on any disk."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+
+import pytest
+from qubes_storage import files, image, registry
+from qubes_storage.exc import InvalidInput, StoragePoolException
+
+from tests.r32.machine import LIB, element
+from tests.unit.test_build import kill_at, steps
+from tests.unit.test_image import mount
+
+MIB = 1024**2
+CONF = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
+HOME = {"default": f"{LIB}/appvms", "foo": "/mnt/foo/appvms"}
+CONTENT = {
+    "private.img": b"PRIV", "root.img": b"ROOT", "volatile.img": b"", "apps/menu.desktop": b"menu",
+    "kernels/vmlinuz": b"vmlinuz", "firewall.xml": b"<rules/>",
+}  # fmt: skip
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount or attach a loop")
+
+
+@pytest.fixture
+def make(scratch):
+    """``make()``: a machine with two pools and the StandaloneVM ``work``, with data of its own."""
+
+    def build():
+        machine = scratch(CONF)
+        machine.add_pools()
+        system = machine.connect()
+        system.create_vm("work", klass="StandaloneVM", label="green")
+        vmdir = machine.path(f"{HOME['default']}/work")
+        (vmdir / "apps").mkdir()
+        for name, data in CONTENT.items():
+            with open(vmdir / name, "rb+" if (vmdir / name).exists() else "xb") as file:
+                file.seek(3 * MIB if name.endswith(".img") else 0)
+                file.write(data)
+        (vmdir / "apps/menu.desktop").chmod(0o644)
+        (vmdir / "work.conf").write_text("conf")
+        (vmdir / "link").symlink_to("elsewhere")
+        return machine
+
+    return build
+
+
+@pytest.fixture
+def machine(make):
+    return make()
+
+
+def content(machine, place, name="work"):
+    """``{path: (mode, what is in it)}`` of a VM's directory, image data by its sum."""
+    found = {}
+    vmdir = machine.path(f"{place}/{name}")
+    for path in [vmdir, *sorted(vmdir.rglob("*"))]:
+        mode = path.lstat().st_mode
+        inside = None
+        if path.is_symlink():
+            inside = os.readlink(path)
+        elif path.is_file():
+            with open(path, "rb") as file:
+                data = file.read(4 * MIB) if path.suffix == ".img" else file.read()
+                inside = (path.stat().st_size, hashlib.sha256(data).hexdigest())
+        found[str(path.relative_to(vmdir)).replace(f"{name}.conf", "NAME.conf")] = mode, inside
+    return found
+
+
+def strays(machine):
+    """Every name in a VM directory that is not a VM's."""
+    found = set()
+    for place in (LIB, *HOME.values(), f"{LIB}/vm-templates"):
+        for name in os.listdir(machine.path(place)):
+            if name.startswith(".") or (place in HOME.values() and name not in ("work", "play")):
+                found.add(f"{place}/{name}")
+    return found
+
+
+def attrs(machine, name="work"):
+    return machine.entries()[name].attrs
+
+
+def refused(machine, call, match, error=StoragePoolException):
+    """A call is refused, and changes nothing."""
+    before = machine.tree()
+    with pytest.raises(error, match=match):
+        call()
+    assert machine.tree() == before
+
+
+def test_a_vm_moves_to_another_pool_and_back(machine):
+    system = machine.connect()
+    before, text = content(machine, HOME["default"]), machine.xml
+    inode = machine.path(f"{HOME['default']}/work/private.img").stat().st_ino
+    tree = machine.tree()
+    changes = {"pool": {"old": "default", "new": "foo"}}
+    assert system.vm_diff("work", pool="foo", migrate=True) == changes
+    assert machine.tree() == tree
+    assert system.migrate_vm("work", "foo") == changes
+    assert content(machine, HOME["foo"]) == before
+    assert not machine.path(f"{HOME['default']}/work").exists()
+    assert attrs(machine)["pool_name"] == "foo"
+    assert (
+        attrs(machine)["dir_path"] == system.vm_info("work")["dir_path"] == "/mnt/foo/appvms/work"
+    )
+    assert machine.path("/mnt/foo/appvms/work/private.img").stat().st_ino == inode  # not copied
+    assert system.migrate_vm("work", "foo") == {}
+    assert system.orphans() == []
+    system.migrate_vm("work", "default")
+    assert content(machine, HOME["default"]) == before
+    assert machine.xml == text
+    assert strays(machine) == set()
+
+
+def test_the_old_copy_stays_where_it_is_kept_and_is_a_copy_of_its_own(machine):
+    system = machine.connect()
+    before = content(machine, HOME["default"])
+    system.migrate_vm("work", "foo", keep=True)
+    assert content(machine, HOME["default"]) == content(machine, HOME["foo"]) == before
+    old = machine.path(f"{HOME['default']}/work/private.img").stat()
+    assert old.st_ino != machine.path(f"{HOME['foo']}/work/private.img").stat().st_ino
+    assert [row["path"] for row in system.orphans()] == [f"{HOME['default']}/work"]
+    refused(machine, lambda: system.migrate_vm("work", "default"), "left alone")
+    assert strays(machine) == set()
+
+
+def test_what_cannot_move_is_refused_and_nothing_changes(machine):
+    system = machine.connect()
+    refused(machine, lambda: system.migrate_vm("work", "nope"), "pool nope: unknown")
+    refused(machine, lambda: system.migrate_vm("nope", "foo"), "VM nope: is not in qubes.xml")
+    refused(machine, lambda: system.migrate_vm("dom0", "foo"), "dom0", InvalidInput)
+    refused(machine, lambda: system.set_vm("work", pool="foo"), "or migrate: true")
+    machine.elements = [(e.tag, dict(e.attrs)) for e in machine.entries().values()]
+    disp = element("QubesDisposableVm", "disp1", 9, template_qid="1")
+    machine.elements.append(disp)
+    machine.write_registry()
+    machine.mkdir(f"{HOME['default']}/fedora-23-dvm")
+    machine.image(f"{HOME['default']}/fedora-23-dvm/private.img", MIB)
+    refused(machine, lambda: system.migrate_vm("disp1", "foo"), "DispVM")
+    machine.mkdir("/mnt/foo/appvms/work")
+    refused(machine, lambda: system.migrate_vm("work", "foo"), "left alone")
+    os.rmdir(machine.path("/mnt/foo/appvms/work"))
+    guards = "/etc/qubes/storage-guards.conf"
+    machine.write(guards, b"[foo]\nmin_free = 4000TiB\n")
+    refused(machine, lambda: system.migrate_vm("work", "foo"), "min_free keeps")
+    machine.write(guards, b"[foo]\nrequire_mount = /mnt\n")
+    refused(machine, lambda: system.migrate_vm("work", "foo"), "/mnt is not mounted")
+    machine.write(guards, b"")
+    os.mkfifo(machine.path(f"{HOME['default']}/work/pipe"))
+    before, text = content(machine, HOME["default"]), machine.xml
+    with pytest.raises(StoragePoolException, match="no file, directory or link"):
+        system.migrate_vm("work", "foo", keep=True)
+    assert (content(machine, HOME["default"]), machine.xml) == (before, text)
+    os.unlink(machine.path(f"{HOME['default']}/work/pipe"))
+    machine.path(f"{HOME['default']}/work/private.img").unlink()
+    refused(machine, lambda: system.migrate_vm("work", "foo"), "private.img is gone")
+
+
+@root_only
+def test_a_vm_that_runs_is_refused_and_grows(machine):
+    system = machine.connect()
+    private = machine.path(f"{HOME['default']}/work/private.img")
+    done = subprocess.run(
+        ["losetup", "--find", "--show", private], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr}")
+    device = done.stdout.strip()
+    try:
+        for call in (
+            lambda: system.migrate_vm("work", "foo"),
+            lambda: system.rename_vm("work", "play"),
+            lambda: system.clone_vm("work", "play"),
+        ):
+            refused(machine, call, f"in use by {device}; shut the VM down")
+        size = 3 * 1024**3
+        system.resize_vm("work", "private", size)
+        with open(f"/sys/block/{device[5:]}/size", encoding="utf-8") as file:
+            assert int(file.read()) * 512 == size
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_rules_of_the_firewall_come_into_the_directory_from_wherever_r32_has_them(machine):
+    machine.path(f"{HOME['default']}/work/firewall.xml").unlink()
+    system = machine.connect()
+    machine.elements = [(e.tag, dict(e.attrs)) for e in machine.entries().values()]
+    for _, given in machine.elements:
+        if given["name"] == "work":
+            given["firewall_conf"] = "/mnt/rules.xml"
+    machine.write_registry()
+    machine.write("/mnt/rules.xml", b"<mine/>")
+    system.clone_vm("work", "play")
+    system.migrate_vm("work", "foo")
+    for place, name in ((HOME["foo"], "work"), (HOME["default"], "play")):
+        assert machine.path(f"{place}/{name}/firewall.xml").read_bytes() == b"<mine/>"
+        assert attrs(machine, name)["firewall_conf"] == "firewall.xml"
+
+
+def test_a_vm_is_renamed_with_its_directory_and_those_who_run_on_it_follow(machine):
+    system = machine.connect()
+    before = content(machine, HOME["default"])
+    assert system.rename_vm("work", "play") == {"name": {"old": "work", "new": "play"}}
+    assert content(machine, HOME["default"], "play") == before
+    assert not machine.path(f"{HOME['default']}/work").exists()
+    found = attrs(machine, "play")
+    assert found["conf_file"] == "play.conf"
+    assert found["dir_path"] == f"{HOME['default']}/play"
+    system.create_vm("child", template="fedora-23")
+    system.rename_vm("fedora-23", "f24")
+    assert system.list_vms()["child"]["template"] == "f24"
+    assert system.verify_vm("child") == []
+    for name, match in (("a b", "not a name"), ("child", "already"), ("dom0", "already")):
+        refused(machine, lambda: system.rename_vm("play", name), match)  # noqa: B023
+    refused(machine, lambda: system.rename_vm("dom0", "d"), "dom0", InvalidInput)
+    machine.mkdir(f"{HOME['default']}/taken")
+    refused(machine, lambda: system.rename_vm("play", "taken"), "left alone")
+
+
+def check(machine, before, home, name):
+    """The VM is there, whole, and nothing else is."""
+    system = machine.connect()
+    assert content(machine, home, name) == before
+    assert strays(machine) == set()
+    assert set(system.list_vms()) == {"dom0", "fedora-23", name}
+    assert [p for p in system.verify_vm(name) if "no business" not in p] == []
+    for place in HOME.values():
+        there = set(os.listdir(machine.path(place)))
+        assert there == ({name} if place == home else set())
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["moved", "kept"])
+def test_a_move_that_died_anywhere_is_finished_by_the_next(make, keep):
+    died = 0
+    for number in steps(3):
+        machine = make()
+        before = content(machine, HOME["default"])
+        through = kill_at(number, lambda: machine.connect().migrate_vm("work", "foo", keep))  # noqa: B023
+        registry.loads(machine.xml)
+        system = machine.connect()
+        pool = system.list_vms()["work"]["pool"]
+        assert content(machine, HOME[pool]) == before  # the registry names a whole copy
+        system.migrate_vm("work", "foo", keep)
+        if keep:
+            assert content(machine, HOME["default"]) == before
+            shutil.rmtree(machine.path(f"{HOME['default']}/work"))
+        check(machine, before, HOME["foo"], "work")
+        assert system.migrate_vm("work", "foo") == {}
+        if through:
+            break
+        died += 1
+    assert died > 30
+
+
+def test_a_move_that_died_anywhere_is_mended_by_any_change(make):
+    for number in steps(5):
+        machine = make()
+        before = content(machine, HOME["default"])
+        through = kill_at(number, lambda: machine.connect().migrate_vm("work", "foo"))  # noqa: B023
+        system = machine.connect()
+        pool = system.list_vms()["work"]["pool"]
+        if system.vm_diff("work"):
+            assert set(system.set_vm("work")) == {"unfinished"}
+        check(machine, before, HOME[pool], "work")
+        if through:
+            break
+
+
+def test_a_move_that_died_anywhere_leaves_nothing_of_a_vm_that_is_removed(make):
+    for number in steps(7):
+        machine = make()
+        through = kill_at(number, lambda: machine.connect().migrate_vm("work", "foo"))  # noqa: B023
+        system = machine.connect()
+        system.remove_vm("work", purge=True)
+        assert strays(machine) == set()
+        assert [os.listdir(machine.path(place)) for place in HOME.values()] == [[], []]
+        if through:
+            break
+
+
+def test_a_rename_that_died_anywhere_is_finished_by_the_next(make):
+    died = 0
+    for number in steps(3):
+        machine = make()
+        before = content(machine, HOME["default"])
+        through = kill_at(number, lambda: machine.connect().rename_vm("work", "play"))  # noqa: B023
+        system = machine.connect()
+        name = "work" if "work" in system.list_vms() else "play"
+        assert content(machine, HOME["default"], name) == before
+        if name == "work" or system.vm_diff("play"):
+            system.rename_vm("work", "play")
+        check(machine, before, HOME["default"], "play")
+        if through:
+            break
+        died += 1
+    assert died > 30
+
+
+def test_an_old_name_can_be_taken_again_after_a_rename_that_died(make):
+    for number in steps(7):
+        machine = make()
+        through = kill_at(number, lambda: machine.connect().rename_vm("work", "play"))  # noqa: B023
+        system = machine.connect()
+        if "work" not in system.list_vms():
+            before = content(machine, HOME["default"], "play")
+            system.create_vm("work", klass="StandaloneVM")
+            if system.vm_diff("play"):
+                system.set_vm("play")
+            assert content(machine, HOME["default"], "play") == before
+            assert system.vm_diff("work") == {}
+            assert strays(machine) == set()
+        if through:
+            break
+
+
+FILESYSTEMS = ("ext4", "xfs", "btrfs")
+PAIRS = [(a, b) for a in FILESYSTEMS for b in FILESYSTEMS if a != b]
+
+
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory):
+    """A filesystem of each kind, mounted; or the test is skipped with the reason."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            place = tmp_path_factory.mktemp(kind) / "mnt"
+            place.mkdir()
+            mount(kind, place)
+            made[kind] = place
+        return made[kind]
+
+    yield get
+    for place in made.values():
+        subprocess.run(["umount", place], check=True)
+
+
+def scattered(path, size):
+    """An image with data here and there, and holes between; returns its sum."""
+    with open(path, "rb+") as file:
+        file.truncate(size)
+        for offset in (0, 5 * MIB + 4096, 17 * MIB, 40 * MIB, size - 8192):
+            file.seek(offset)
+            file.write(os.urandom(MIB if offset < size - MIB else 8192))
+        file.flush()
+        os.fsync(file.fileno())
+    return checksum(path)
+
+
+def checksum(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@root_only
+@pytest.mark.parametrize(("source", "target"), PAIRS, ids=[f"{a}-{b}" for a, b in PAIRS])
+def test_a_move_between_filesystems_keeps_content_holes_and_modes(scratch, disks, source, target):
+    machine = scratch("[default]\ndriver=xen\n")
+    system = machine.connect()
+    for kind in (source, target):
+        machine.mkdir(f"/mnt/{kind}")
+        bound = ["mount", "--bind", disks(kind), machine.path(f"/mnt/{kind}")]
+        subprocess.run(bound, check=True)
+    try:
+        for kind in (source, target):
+            system.add_pool(kind, dir_path=f"/mnt/{kind}/qubes")
+        system.create_vm("work", template="fedora-23", pool=source)
+        private = machine.path(f"/mnt/{source}/qubes/appvms/work/private.img")
+        private.unlink()
+        private.touch()
+        private.chmod(0o640)
+        was = scattered(private, 64 * MIB)
+        allocated = private.stat().st_blocks
+        system.migrate_vm("work", target)
+        moved = machine.path(f"/mnt/{target}/qubes/appvms/work/private.img")
+        os.sync()
+        assert checksum(moved) == was
+        assert abs(moved.stat().st_blocks - allocated) <= allocated / 20
+        assert moved.stat().st_mode & 0o7777 == 0o640
+        assert not private.parent.exists()
+        assert system.orphans() == []
+        system.remove_vm("work", purge=True)
+        for kind in (source, target):
+            system.remove_pool(kind)
+            shutil.rmtree(machine.path(f"/mnt/{kind}/qubes"))
+    finally:
+        for kind in (source, target):
+            subprocess.run(["umount", machine.path(f"/mnt/{kind}")], check=True)
+
+
+def test_a_copy_that_differs_is_told(tmp_path):
+    for name, data in (("a", b"x" * 5 * MIB), ("b", b"x" * 5 * MIB), ("c", b"x" * MIB)):
+        (tmp_path / name).write_bytes(data)
+    os.truncate(tmp_path / "c", 5 * MIB)
+    with files.closing(image.open_image(tmp_path / "a")) as a:
+        with files.closing(image.open_image(tmp_path / "b")) as b:
+            image.check_same(a, b)
+        with files.closing(image.open_image(tmp_path / "c")) as c:
+            for pair in ((a, c), (c, a)):
+                with pytest.raises(OSError, match="differs"):
+                    image.check_same(*pair)
