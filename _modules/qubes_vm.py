@@ -302,3 +302,22 @@ def revert(name, volume="private", revision=None):
     """
     with _errors():
         return _system().revert(name, volume, revision)
+
+
+def disks(name):
+    """
+    Return the disks of a VM as libvirt XML: ``{rootdev, privatedev, volatiledev, otherdevs}``.
+
+    Each is the text of its ``<disk>`` elements, empty for a disk that the VM does not have.
+
+    name
+        Name of the VM.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.disks work
+    """
+    with _errors():
+        return _system().disks(name)

@@ -7,6 +7,7 @@ import stat
 import qubes_storage
 from qubes_storage import admin, files, guards, registry
 from qubes_storage.conf import Conf
+from qubes_storage.disks import Disks
 from qubes_storage.exc import InvalidInput, NotSupported
 from qubes_storage.orphans import Orphans
 from qubes_storage.pool import CONF, make_pool, pick
@@ -55,7 +56,7 @@ _ADMIN_ONLY = {
 }
 
 
-class System(Pools, Orphans, VMs, Removal):
+class System(Pools, Orphans, VMs, Removal, Disks):
     """
     A machine in R3.2's layout below ``root``.
 
