@@ -321,3 +321,21 @@ def disks(name):
     """
     with _errors():
         return _system().disks(name)
+
+
+def report():
+    """
+    Return every pool and the VMs in it, with sizes in bytes.
+
+    ``{pool: {driver or class, dir_path, filesystem, size, used, provisioned, free, shared, vms:
+    {VM: {volume: {size, allocated}}}, problems}}``. Where ``shared`` is True, copies share blocks:
+    what an image has allocated may be another's too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.report
+    """
+    with _errors():
+        return _system().report()

@@ -13,6 +13,7 @@ from qubes_storage.orphans import Orphans
 from qubes_storage.pool import CONF, make_pool, pick
 from qubes_storage.pools import Pools
 from qubes_storage.removal import Removal
+from qubes_storage.report import Report
 from qubes_storage.vms import VMs
 
 SOCKET = "/var/run/qubesd.sock"
@@ -56,7 +57,7 @@ _ADMIN_ONLY = {
 }
 
 
-class System(Pools, Orphans, VMs, Removal, Disks):
+class System(Pools, Orphans, VMs, Removal, Disks, Report):
     """
     A machine in R3.2's layout below ``root``.
 
