@@ -23,6 +23,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     install_requires=["salt>=3006,<3009"],
+    extras_require={"progress": ["tqdm"]},  # a bar while the command line copies for long
     packages=[
         "qubes_storage",
         "qubes_storage.admin",
@@ -37,5 +38,8 @@ setup(
         "qubes_storage_salt.modules": "_modules",
         "qubes_storage_salt.states": "_states",
     },
-    entry_points={"salt.loader": ["salt-qubes-storage = qubes_storage_salt:loader_dirs"]},
+    entry_points={
+        "console_scripts": ["qubes-storage = qubes_storage.cli:main"],
+        "salt.loader": ["salt-qubes-storage = qubes_storage_salt:loader_dirs"],
+    },
 )

@@ -479,3 +479,40 @@ def revert(name, volume="private", revision=None):
     """
     with _errors():
         return _system().revert(name, volume, revision)
+
+
+def disks(name):
+    """
+    Return the disks of a VM as libvirt XML: ``{rootdev, privatedev, volatiledev, otherdevs}``.
+
+    Each is the text of its ``<disk>`` elements, empty for a disk that the VM does not have.
+
+    name
+        Name of the VM.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.disks work
+    """
+    with _errors():
+        return _system().disks(name)
+
+
+def report():
+    """
+    Return every pool and the VMs in it, with sizes in bytes.
+
+    ``{pool: {driver or class, dir_path, filesystem, size, used, provisioned, free, shared, vms:
+    {VM: {volume: {size, allocated}}}, problems}}``. Where ``shared`` is True, copies share blocks:
+    what an image has allocated may be another's too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.report
+    """
+    with _errors():
+        return _system().report()

@@ -141,11 +141,8 @@ class Cloning:
                 device = image.used_by_loop(fd)
         except OSError as err:
             raise StoragePoolException(f"VM {vm.name}: {word} {path}: {err.strerror}") from err
-        if not found.st_size or found.st_size % 512:
-            raise StoragePoolException(
-                f"VM {vm.name}: {word} {path} has {found.st_size} bytes, which is no disk of whole"
-                " sectors (512 bytes)"
-            )
+        if not found.st_size:
+            raise StoragePoolException(f"VM {vm.name}: {word} {path} is empty; name an image")
         if device:
             raise StoragePoolException(
                 f"VM {vm.name}: {word} {path} is in use by {device}; detach it first"

@@ -129,13 +129,14 @@ class Planning:
         registry = self.registry()
         runs_on = None
         default = template is None and kind.based_on and not kind.is_hvm and not standalone
-        self._check_needs(name, pool or "default", template, default)
+        pool = "default" if pool is None else pool
+        self._check_needs(name, pool, template, default)
         if kind.based_on and not standalone:
             if default:
-                template = self._default_template(name, registry)
+                template = self.default_template(name)
             if template is not None:
                 runs_on = self._template(name, kind, template).name
-        vm = VM(name, kind, pool=pool or "default", label=label, template=runs_on)
+        vm = VM(name, kind, pool=pool, label=label, template=runs_on)
         place = self.pool_of(vm)
         source = self._source(name, template) if template is not None else None
         if runs_on and "root" in sizes:
@@ -165,7 +166,7 @@ class Planning:
                 if kind == "pool":
                     self.get_pool(needed)
                 elif default:
-                    self._default_template(name, self.registry())
+                    self.default_template(name)
                 elif needed is not None:
                     self._source(name, needed)
             except StoragePoolException as err:
@@ -191,7 +192,9 @@ class Planning:
             changes["unfinished"] = {"old": left, "new": None}
         return changes
 
-    def _default_template(self, name, registry):
+    def default_template(self, name):
+        """The name of the template that VM ``name`` gets where it says none."""
+        registry = self.registry()
         entry = registry.by_qid.get(registry.get("default_template"))
         if entry is None:
             raise StoragePoolException(

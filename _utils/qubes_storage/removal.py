@@ -14,7 +14,7 @@ from qubes_storage.vm import VM
 class Removal:
     """The part of :py:class:`~qubes_storage.system.System` that removes VMs."""
 
-    def vm_remove_diff(self, name, purge=False):
+    def vm_remove_diff(self, name, purge=False, keep=False):
         """What :py:meth:`remove_vm` would change; raises what it would raise."""
         found = self.registry()
         vm = self.find_vm(name)
@@ -26,12 +26,12 @@ class Removal:
         guards.check_mount(self.root, vm.pool, self.guards(vm.pool))
         changes = {"removed": {"old": name, "new": None}}
         there, held = self._held(vm)
-        if held and not purge:
+        if held and not purge and not keep:
             images = ", ".join(f"{p} ({format_size(s)} in use)" for p, s in held.items())
             raise StoragePoolException(
                 f"VM {name}: has images: {images}; they are deleted only with purge: true"
             )
-        if there:
+        if there and not keep:
             changes["deleted"] = {"old": sorted(held) or [there], "new": None}
         left = self._left(vm)
         if left:
@@ -115,21 +115,28 @@ class Removal:
                 f"VM {vm.name}: {name} is in use by {device}; shut the VM down first"
             )
 
-    def remove_vm(self, name, purge=False):
+    def remove_vm(self, name, purge=False, keep=False):
         """
-        Remove a VM from the registry, and with ``purge`` its directory and images.
+        Remove a VM from the registry, and with ``purge`` its directory and images; ``keep`` leaves
+        them where they are, for :py:meth:`orphans` to list.
 
         Returns the changes, ``{}`` for a VM that is not there. A VM that others use, or one that
-        has images while ``purge`` is off, is refused.
+        has images while both are off, is refused.
         """
-        if not self.vm_remove_diff(name, purge):
+        if purge and keep:
+            raise InvalidInput(f"VM {name}: its images cannot be both deleted and kept; say one")
+        if not self.vm_remove_diff(name, purge, keep):
             return {}
         with self.locked() as registry:
-            changes = self.vm_remove_diff(name, purge)
+            changes = self.vm_remove_diff(name, purge, keep)
             vm = self.find_vm(name)
             if vm is None:
                 for pool, left, _ in list(self._leftovers(name)):
                     build.mend(pool, left, False)
+            elif keep:
+                if "unfinished" in changes:
+                    build.mend(self.pool_of(vm), vm, True)
+                self.save_registry(self._without(registry, vm))
             elif "deleted" in changes or "unfinished" in changes:
                 with build.removed(self.pool_of(vm), vm):
                     self.save_registry(self._without(registry, vm))

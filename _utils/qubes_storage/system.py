@@ -8,12 +8,14 @@ import qubes_storage
 from qubes_storage import admin, files, guards, registry
 from qubes_storage.checking import Checking
 from qubes_storage.conf import Conf
+from qubes_storage.disks import Disks
 from qubes_storage.exc import InvalidInput, NotSupported
 from qubes_storage.moving import Moving
 from qubes_storage.orphans import Orphans
 from qubes_storage.pool import CONF, make_pool, pick
 from qubes_storage.pools import Pools
 from qubes_storage.removal import Removal
+from qubes_storage.report import Report
 from qubes_storage.vms import VMs
 
 SOCKET = "/var/run/qubesd.sock"
@@ -57,7 +59,7 @@ _ADMIN_ONLY = {
 }
 
 
-class System(Pools, Orphans, VMs, Moving, Checking, Removal):
+class System(Pools, Orphans, VMs, Moving, Checking, Removal, Disks, Report):
     """
     A machine in R3.2's layout below ``root``.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from qubes_storage.exc import InvalidInput
 from qubes_storage.registry import Entry
+from qubes_storage.values import to_bool, to_int
 
 GIB = 1024**3
 MIB = 1024**2
@@ -106,6 +107,23 @@ def check_label(label, vm):
     if label not in LABELS:
         raise InvalidInput(f"VM {vm}: unknown label {label!r}; it is one of {', '.join(LABELS)}")
     return label
+
+
+def start_attrs(name, memory=None, vcpus=None, internal=None):
+    """
+    Attributes that a VM starts with other than its class does: memory in MiB, vcpus, and whether it
+    is internal. R3.2 takes any text for them, and then cannot read its registry.
+    """
+    attrs = {}
+    for word, value, least in (("memory", memory, 0), ("vcpus", vcpus, 1)):
+        if value is None:
+            continue
+        if to_int(value, f"VM {name}: {word}") < least:
+            raise InvalidInput(f"VM {name}: {word} {value} is less than {least}; take more")
+        attrs[word] = str(int(value))
+    if internal is not None:
+        attrs["internal"] = str(to_bool(internal, f"VM {name}: internal"))
+    return attrs
 
 
 def volatile_size(root_size):

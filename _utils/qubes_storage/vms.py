@@ -9,7 +9,7 @@ from qubes_storage.exc import NotSupported, StoragePoolException
 from qubes_storage.planning import Planning, check_volumes
 from qubes_storage.pool import Pool
 from qubes_storage.values import format_size
-from qubes_storage.vm import ICONS, IMAGES, VM
+from qubes_storage.vm import ICONS, IMAGES, VM, start_attrs
 
 
 class VMs(Planning, Comparing, Cloning):
@@ -114,12 +114,13 @@ class VMs(Planning, Comparing, Cloning):
         """
         return self.plan(name, **declared)[0]
 
-    def create_vm(self, name, **declared):
+    def create_vm(self, name, memory=None, vcpus=None, internal=None, **declared):
         """
         Create a VM: its directory and images, and last its entry in the registry.
 
-        Returns the changes. A create that fails leaves nothing behind.
+        ``memory`` is in MiB. Returns the changes. A create that fails leaves nothing behind.
         """
+        attrs = start_attrs(name, memory, vcpus, internal)
         if self.find_vm(name) is not None:
             raise StoragePoolException(
                 f"VM {name}: is in qubes.xml already; change it with qubes_vm.set"
@@ -133,10 +134,10 @@ class VMs(Planning, Comparing, Cloning):
             entry = vm.new_entry(registry, plan.pool.vmdir(vm))
             if not plan.has_kernel and "kernel" in entry.attrs:
                 entry = entry.changed(kernel="None")
-            entry = entry.changed(**plan.attrs)
-            attrs = vm.defaults(registry, entry.attrs["qid"])
+            entry = entry.changed(**plan.attrs).changed(**attrs)
+            defaults = vm.defaults(registry, entry.attrs["qid"])
             with build.built(plan):
-                self.save_registry(registry.added(entry).copy(attrs=attrs))
+                self.save_registry(registry.added(entry).copy(attrs=defaults))
         return changes
 
     def set_vm(self, name, *, keep=False, **declared):

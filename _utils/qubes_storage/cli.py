@@ -1,0 +1,205 @@
+"""
+``qubes-storage``: the pools and VMs of a machine, from a command line.
+
+Exit codes are those of R3.2's tools: 0 for done, 1 for what could not be done, 2 for a command line
+that is none; and 130 for Ctrl-C, after which nothing is half-done.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import qubes_storage
+from qubes_storage import cli_create, cli_output, cli_pool, image
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.system import BACKENDS, SOCKET
+
+INTERRUPTED = 130
+
+
+def main(argv=None):
+    """Run a command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    image.watch = None if getattr(args, "quiet", False) else cli_output.progress()
+    try:
+        system = qubes_storage.connect(os.path.abspath(args.root), args.backend, args.socket)
+        result, lines, code = args.run(system, args)
+        _show(args, result, lines)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("qubes-storage: interrupted; nothing was left half-done", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever reads had enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, StoragePoolException) as err:
+        print(f"qubes-storage: {err}", file=sys.stderr)
+        return 1
+    finally:
+        image.watch = None
+    return code
+
+
+def _show(args, result, lines):
+    if args.json:
+        print(json.dumps(result, indent=2))
+    elif not getattr(args, "quiet", False):
+        for line in lines:
+            print(line)
+
+
+def verb(system, name):
+    """A method of the System, or an error where its backend has none."""
+    method = getattr(system, name, None)
+    if method is None:
+        word = name.replace("_", " ")
+        raise NotSupported(
+            f"backend {system.backend}: has no {word}, which is for files in R3.2's layout (backend"
+            " local)"
+        )
+    return method
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="qubes-storage", description="Storage pools of Qubes OS, and the VMs in them."
+    )
+    parser.add_argument("--root", metavar="DIR", default="/", help="the machine lies below it")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="local: R3.2's files; admin: R4's Admin API; auto: admin where its socket is",
+    )
+    parser.add_argument("--socket", metavar="PATH", help=f"where qubesd listens ({SOCKET})")
+    parser.add_argument("--json", action="store_true", help="print what is returned, as JSON")
+    parser.add_argument("--version", action="version", version=qubes_storage.VERSION)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    writing = argparse.ArgumentParser(add_help=False, parents=[shared])
+    writing.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    for option in ("--force-root", "--offline-mode"):
+        text = "accepted, as R3.2's tools do; means nothing"
+        writing.add_argument(option, action="store_true", help=text)
+
+    def add(name, run, *arguments, parents=writing, **kwargs):
+        text = kwargs["help"]
+        command = commands.add_parser(
+            name, parents=[parents], description=f"{text[0].upper()}{text[1:]}.", **kwargs
+        )
+        for argument in arguments:
+            command.add_argument(argument, metavar=argument.upper())
+        command.set_defaults(run=run)
+        return command
+
+    cli_create.add(add)
+    cli_pool.add(commands, shared, writing)
+    add("ls", _ls, parents=shared, help="list the VMs: class, pool, template, label")
+    clone = add("clone", _clone, "name", "new_name", help="copy a VM with its images")
+    clone.add_argument("-P", "--pool", help="pool of the copy; default: that of the VM")
+    clone.add_argument("-p", "--path", help="accepted and ignored, as by qvm-clone; -P says where")
+    add("rename", _rename, "name", "new_name", help="give a VM another name")
+    resize = add("resize", _resize, "name", "volume", "size", help="grow private or root of a VM")
+    resize.epilog = "SIZE is in bytes, or with a unit, such as 20GiB. An image never shrinks."
+    for volume in ("private", "root"):
+        grow = add(
+            f"grow-{volume}",
+            _resize,
+            "name",
+            "size",
+            help=f"grow {volume} of a VM, as qvm-grow-{volume} does",
+        )
+        grow.set_defaults(volume=volume)
+        grow.add_argument("--allow-start", action="store_true", help=argparse.SUPPRESS)
+    migrate = add("migrate", _migrate, "name", "pool", help="move a VM into another pool")
+    migrate.add_argument("--keep", action="store_true", help="leave the old images where they are")
+    remove = add("remove", _remove, "name", help="remove a VM and delete its images, for good")
+    remove.add_argument("--just-db", action="store_true", help="leave its images where they are")
+    remove.add_argument("-f", "--force", action="store_true", help="do not ask on a terminal")
+    add("commit", _vm_verb("commit_vm", "committed"), "name", help="make a template's changes last")
+    add("reset", _vm_verb("reset_vm", "reset"), "name", help="make volatile.img of a VM anew")
+    verify = add("verify", _verify, parents=shared, help="say what is wrong with VMs' images")
+    verify.add_argument("names", metavar="NAME", nargs="*", help="default: every VM")
+    add("orphans", _orphans, parents=shared, help="list directories that no VM owns")
+    add("disks", _disks, "name", parents=shared, help="print the disks of a VM as libvirt XML")
+    add("report", _report, parents=shared, help="show every pool, and the VMs in it with sizes")
+    return parser
+
+
+def _ls(system, _):
+    vms = system.list_vms()
+    keys = ("klass", "pool", "template", "label")
+    rows = [[name, *(vm.get(key) for key in keys)] for name, vm in sorted(vms.items())]
+    return vms, cli_output.table(["NAME", *map(str.upper, keys)], rows), 0
+
+
+def _clone(system, args):
+    if args.path is not None:
+        print(f"qubes-storage: {args.path} is ignored; -P says where", file=sys.stderr)
+    changes = verb(system, "clone_vm")(args.name, args.new_name, pool=args.pool)
+    return changes, [f"VM {args.name} was cloned to {args.new_name}"], 0
+
+
+def _rename(system, args):
+    changes = verb(system, "rename_vm")(args.name, args.new_name)
+    return changes, [f"VM {args.name} was renamed to {args.new_name}"], 0
+
+
+def _resize(system, args):
+    changes = verb(system, "resize_vm")(args.name, args.volume, args.size)
+    done = "has grown to" if changes else "has"
+    return changes, [f"VM {args.name}: {args.volume} {done} {args.size}"], 0
+
+
+def _migrate(system, args):
+    keep = {"keep": True} if args.keep else {}
+    changes = verb(system, "migrate_vm")(args.name, args.pool, **keep)
+    done = "was moved to" if changes else "is in"
+    return changes, [f"VM {args.name} {done} pool {args.pool}"], 0
+
+
+def _remove(system, args):
+    how = {"keep": True} if args.just_db else {"purge": True}
+    planned = system.vm_remove_diff(args.name, **how)
+    if not planned:
+        raise StoragePoolException(f"VM {args.name}: is not there; see qubes-storage ls")
+    deleted = planned.get("deleted", {"old": []})["old"]
+    if deleted and sys.stdin.isatty() and not (args.force or args.json):
+        print("\n".join([f"VM {args.name} and its images go for good:", *deleted]))
+        if input("Delete them? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise InvalidInput(f"VM {args.name}: was left as it is")
+    changes = system.remove_vm(args.name, **how)
+    return changes, [f"VM {args.name} was removed"], 0
+
+
+def _vm_verb(method, done):
+    def run(system, args):
+        changes = verb(system, method)(args.name)
+        return changes, [f"VM {args.name} was {done}"], 0
+
+    return run
+
+
+def _verify(system, args):
+    names = args.names or [n for n, vm in system.list_vms().items() if vm["klass"] != "AdminVM"]
+    problems = {name: verb(system, "verify_vm")(name) for name in names}
+    lines = [line for found in problems.values() for line in found]
+    return problems, lines, 1 if lines else 0
+
+
+def _orphans(system, _):
+    found = verb(system, "orphans")()
+    rows = [[row["pool"], cli_output.size(row["size"]), row["path"]] for row in found]
+    return found, cli_output.table(["POOL", "SIZE", "PATH"], rows, right=[1]), 0
+
+
+def _disks(system, args):
+    found = verb(system, "disks")(args.name)
+    return found, ["".join(found.values()).rstrip("\n")], 0
+
+
+def _report(system, _):
+    found = system.report()
+    return found, cli_output.report(found), 0

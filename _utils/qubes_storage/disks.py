@@ -1,0 +1,123 @@
+"""The disks of a VM as libvirt knows them: ``<disk>`` elements, as R3.2 puts them in a domain."""
+
+import os
+from xml.sax.saxutils import escape
+
+from qubes_storage import files, image
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.vm import IMAGES, KERNELS
+
+_DRIVES = {"hd": "disk", "cdrom": "cdrom"}
+
+
+class Disks:
+    """The part of :py:class:`~qubes_storage.system.System` that tells libvirt of the images."""
+
+    def disks(self, name):
+        """
+        ``{rootdev, privatedev, volatiledev, otherdevs}`` of a VM: the text of its ``<disk>``
+        elements, ``""`` for a disk that it does not have.
+        """
+        vm = self.get_vm(name)
+        vmdir = self._vmdir(vm)
+        with_volatile = not vm.klass.is_hvm  # an HVM has no initramfs that would ask for it
+        private = "" if vm.klass.name == "DispVM" else _disk(f"{vmdir}/private.img", "xvdb")
+        return {
+            "rootdev": self._rootdev(vm, vmdir),
+            "privatedev": private,
+            "volatiledev": _disk(f"{vmdir}/volatile.img", "xvdc") if with_volatile else "",
+            "otherdevs": self._drive(vm) if vm.klass.is_hvm else self._modules(vm, vmdir),
+        }
+
+    def _vmdir(self, vm):
+        """Where the machine sees a VM; R3.2 has dom0 in the default pool, whatever it says."""
+        if vm.klass.name == "AdminVM":
+            return self.get_pool("default").vmdir(vm)
+        return self.pool_of(vm).vmdir(vm)
+
+    def _rootdev(self, vm, vmdir):
+        """
+        The root image: alone, as what root-cow.img saves the old blocks of (a template), or as a
+        snapshot below which the template may change.
+        """
+        qid = vm.entry.attrs.get("template_qid", "none")
+        if vm.template is None and qid.lower() != "none":
+            raise StoragePoolException(
+                f"VM {vm.name}: its template (qid {qid}) is not in qubes.xml; give it another with"
+                f" qubes_vm.set {vm.name} template=NAME"
+            )
+        if vm.template is None:
+            cow = self.images_on_disk(vm).get("root-cow") if vm.klass.is_template else None
+            if cow is None:
+                return _disk(f"{vmdir}/root.img", "xvda")
+            return _disk(f"{vmdir}/root.img:{vmdir}/root-cow.img", "xvda", script="block-origin")
+        template = self._vmdir(self.get_vm(vm.template))
+        if vm.klass.is_hvm:  # which puts no second layer over it, so that this one is written to
+            path = f"{template}/root.img:{vmdir}/{IMAGES['volatile']}"
+            return _disk(path, "xvda", script="block-snapshot")
+        path = f"{template}/root.img:{template}/root-cow.img"
+        return _disk(path, "xvda", read_only=True, script="block-snapshot")
+
+    def _modules(self, vm, vmdir):
+        """The kernel's modules; a VM with kernels of its own may write to its own."""
+        if vm.klass.name == "AdminVM":
+            return ""
+        kernel = vm.entry.attrs.get("kernel", "None")
+        if vm.entry.attrs.get("uses_default_kernel", "False") == "True":
+            kernel = self.registry().get("default_kernel") or "None"
+        own = kernel.lower() in ("none", "")
+        if "/" in kernel or kernel in (".", ".."):
+            raise InvalidInput(
+                f"VM {vm.name}: kernel {kernel!r} leads out of {KERNELS}; mend it in qubes.xml"
+            )
+        path = os.path.join(vmdir, "kernels") if own else os.path.join(KERNELS, kernel)
+        try:
+            with files.closing(files.open_dir(self.root, path)) as fd:
+                there = image.measure(fd, "modules.img")
+        except OSError:
+            there = None
+        return _disk(f"{path}/modules.img", "xvdd", read_only=not own) if there else ""
+
+    def _drive(self, vm):
+        """The drive of an HVM, such as the CD that it is installed from."""
+        drive = vm.entry.attrs.get("drive", "None")
+        if drive.lower() == "none":
+            return ""
+        kind, domain, path = parse_drive(drive, vm.name)
+        domain = None if domain.lower() == "dom0" else domain
+        return _disk(path, "xvdd", kind=kind, read_only=kind == "cdrom", domain=domain)
+
+
+def parse_drive(text, vm):
+    """
+    ``(disk or cdrom, VM, path)`` of a drive, written ``TYPE:VM:/PATH`` with ``hd`` or ``cdrom`` as
+    the type. As R3.2 takes it, the type may lack (then it is a cdrom), and the VM (then it is
+    dom0). The path may have colons.
+    """
+    first, colon, rest = text.partition(":")
+    kind, rest = (first, rest) if colon and first in _DRIVES else ("cdrom", text)
+    domain, path = ("dom0", rest) if rest.startswith("/") else rest.partition(":")[::2]
+    if not domain or not path.startswith("/"):
+        raise InvalidInput(
+            f"VM {vm}: drive {text!r} is not TYPE:VM:/PATH, such as cdrom:dom0:/iso/a.iso; mend it"
+            " in qubes.xml"
+        )
+    return _DRIVES[kind], domain, path
+
+
+def _disk(path, target, kind="disk", read_only=False, domain=None, script=None):
+    lines = [
+        f"    <disk type='block' device='{kind}'>",
+        "      <driver name='phy'/>",
+        f"      <source dev='{_quoted(path)}'/>",
+        f"      <target dev='{target}' bus='xen'/>",
+        "      <readonly/>" if read_only else None,
+        f"      <backenddomain name='{_quoted(domain)}'/>" if domain else None,
+        f"      <script path='{script}'/>" if script else None,
+        "    </disk>\n",
+    ]
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _quoted(text):
+    return escape(text, {"'": "&apos;"})

@@ -1,0 +1,292 @@
+"""The command line: what it prints, what it asks, and what an interruption leaves."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from qubes_storage import cli, cli_output
+
+from tests.conftest import TREE
+from tests.r32.machine import GIB, LIB, XML, element
+
+ENV = {**os.environ, "PYTHONPATH": str(TREE / "_utils")}
+
+
+@pytest.fixture
+def machine(scratch):
+    machine = scratch("[default]\ndriver=xen\n")
+    machine.connect().create_vm("work", label="green")
+    return machine
+
+
+@pytest.fixture
+def call(machine, capsys):
+    """``call(*args)``: exit code, standard output and standard error."""
+
+    def run(*args):
+        try:
+            code = cli.main(["--root", str(machine.root), *args])
+        except SystemExit as err:
+            code = err.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def command(machine, *args):
+    """The arguments of a process of its own."""
+    return [sys.executable, "-m", "qubes_storage", "--root", str(machine.root), *args]
+
+
+def test_ls_shows_every_vm_in_columns(call):
+    code, out, err = call("ls")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "NAME       KLASS       POOL     TEMPLATE   LABEL",
+        "dom0       AdminVM     default  -          black",
+        "fedora-23  TemplateVM  default  -          black",
+        "work       AppVM       default  fedora-23  green",
+    ]
+    assert set(json.loads(call("ls", "--json")[1])) == {"dom0", "fedora-23", "work"}
+
+
+def test_pools_are_added_changed_shown_and_removed(call, machine):
+    assert call("pool", "add", "ssd", "dir_path=/mnt/ssd", "min_free=1MiB") == (
+        0,
+        "pool ssd was added\n",
+        "",
+    )
+    assert machine.path("/mnt/ssd/appvms").is_dir()
+    assert "ssd      xen     /mnt/ssd  -" in call("pool", "list")[1].splitlines()
+    assert call("pool", "add", "ssd", "dir_path=/mnt/ssd")[0] == 1
+    code, out, _ = call("pool", "info", "ssd")
+    assert code == 0
+    assert ["min_free", "1MiB"] in [line.split() for line in out.splitlines()]
+    assert json.loads(call("pool", "info", "ssd", "--json")[1])["dir_path"] == "/mnt/ssd"
+    assert call("pool", "set", "ssd", "min_free=1MiB")[1] == "pool ssd is so already\n"
+    assert call("pool", "set", "ssd", "--unset", "min_free")[1] == "pool ssd was set\n"
+    assert "min_free" not in machine.connect().pool_info("ssd")
+    assert call("pool", "remove", "--purge", "ssd")[0] == 0
+    assert not machine.path("/mnt/ssd").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["pool", "info", "nope"], 1, "pool nope: is not there; see qubes-storage pool list"),
+        (["pool", "remove", "nope"], 1, "pool nope: is not there"),
+        (["pool", "add", "x", "dir_path"], 1, "pool x: 'dir_path' is not OPTION=VALUE"),
+        (["pool", "add", "x", "a=1", "a=2"], 1, "pool x: a is given twice"),
+        (["pool"], 2, "COMMAND"),
+        ([], 2, "COMMAND"),
+        (["nonsense"], 2, "invalid choice"),
+        (["remove", "nope"], 1, "VM nope: is not there; see qubes-storage ls"),
+        (["create", "x", "-l", "red", "-t", "work", "-s"], 1, "work is no template but a AppVM"),
+        (["create", "x", "-l", "red", "-s", "-r", "/a", "-R", "/b"], 2, "one of -R and -r"),
+        (["create", "x", "-l", "red", "-c", "0"], 1, "VM x: vcpus 0 is less than 1"),
+        (["create", "x", "-l", "red", "-P", ""], 1, "pool : unknown"),
+        (["disks", "nope"], 1, "VM nope: is not in qubes.xml"),
+    ],
+)
+def test_what_is_wrong_is_named_and_changes_nothing(call, machine, args, code, message):
+    before = machine.tree()
+    found, out, err = call(*args)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert machine.tree() == before
+
+
+def test_help_explains_pools(call):
+    code, out, _ = call("create", "--help")
+    assert code == 0
+    for words in ("-P says in which", "qubes-storage pool add ssd", "qubes-storage migrate"):
+        assert words in out
+
+
+def test_every_command_has_help(call):
+    listed = call("--help")[1].split("COMMAND\n")[1].splitlines()
+    names = [line.split()[0] for line in listed if line.startswith("    ") and line[4] != " "]
+    assert {"create", "pool", "ls", "clone", "rename", "resize", "migrate", "remove"} <= set(names)
+    for name in names:
+        code, out, _ = call(name, "--help")
+        assert code == 0
+        assert f"qubes-storage {name}" in out
+
+
+def test_orphans_are_listed_with_their_sizes(call, machine):
+    machine.mkdir(f"{LIB}/appvms/old")
+    machine.image(f"{LIB}/appvms/old/private.img", GIB, "data")
+    code, out, _ = call("orphans")
+    assert code == 0
+    assert f"{LIB}/appvms/old" in out
+    assert [row["path"] for row in json.loads(call("orphans", "--json")[1])] == [
+        f"{LIB}/appvms/old"
+    ]
+
+
+def test_disks_are_printed(call, machine):
+    disks = machine.connect().disks("work")
+    assert call("disks", "work")[1] == "".join(disks.values())
+
+
+def test_only_the_registry_forgets_with_just_db(call, machine):
+    assert call("remove", "--just-db", "work")[0] == 0
+    assert "work" not in machine.entries()
+    assert machine.path(f"{LIB}/appvms/work/private.img").exists()
+    assert [row["path"] for row in machine.connect().orphans()] == [f"{LIB}/appvms/work"]
+
+
+def test_what_is_quiet_says_nothing(call):
+    assert call("create", "-q", "-l", "red", "new") == (0, "", "")
+    assert call("remove", "-q", "new") == (0, "", "")
+
+
+def test_json_of_a_command_that_changes_is_the_changes(call):
+    code, out, _ = call("--json", "create", "-l", "red", "new")
+    assert code == 0
+    assert json.loads(out)["created"] == {"old": None, "new": "new"}
+
+
+def on_terminal(args, answer=""):
+    """``(exit code, what the terminal showed)`` of a process on a terminal."""
+    pid, fd = pty.fork()
+    if not pid:
+        os.execve(args[0], args, ENV)
+    shown = b""
+    os.write(fd, answer.encode())
+    while True:
+        try:
+            data = os.read(fd, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+    os.close(fd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+
+
+def test_a_terminal_is_asked_before_images_go(machine):
+    code, shown = on_terminal(command(machine, "remove", "work"), "n\n")
+    assert code == 1
+    assert f"{LIB}/appvms/work/private.img" in shown
+    assert "was left as it is" in shown
+    assert "work" in machine.entries()
+    assert on_terminal(command(machine, "remove", "work"), "y\n")[0] == 0
+    assert "work" not in machine.entries()
+    assert not machine.path(f"{LIB}/appvms/work").exists()
+    machine.connect().create_vm("work")
+    assert on_terminal(command(machine, "remove", "-f", "work"))[0] == 0
+    assert "work" not in machine.entries()
+
+
+def test_an_interruption_leaves_nothing_half_done(machine):
+    """A copy of 256 MiB is interrupted; should it be done by then, the next one is."""
+    with open(machine.path(f"{LIB}/vm-templates/fedora-23/root.img"), "r+b") as image:
+        for _ in range(256):
+            image.write(os.urandom(4096) * 256)
+    appvms = machine.path(f"{LIB}/appvms")
+    codes = []
+    for n in range(10):
+        name = f"new{n}"
+        before, xml = set(os.listdir(appvms)), machine.xml
+        process = subprocess.Popen(
+            command(machine, "create", "-s", "-l", "red", name),
+            env=ENV,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while (
+            process.poll() is None and not (appvms / f".{name}.creating/{name}/root.img").exists()
+        ):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate()[1]
+        codes.append(process.returncode)
+        if process.returncode == cli.INTERRUPTED:
+            assert err == "qubes-storage: interrupted; nothing was left half-done\n"
+            assert set(os.listdir(appvms)) == before
+            assert machine.xml == xml
+            break
+        assert process.returncode == 0, err
+        machine.connect().remove_vm(name, purge=True)
+    assert codes[-1] == cli.INTERRUPTED, codes
+
+
+def test_an_interruption_while_it_waits_for_another_writer(machine):
+    system = machine.connect()
+    with system.locked():
+        process = subprocess.Popen(
+            command(machine, "create", "-l", "red", "new"),
+            env=ENV,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(500):
+            with open("/proc/locks", encoding="ascii") as locks:
+                if any(f" {process.pid} " in line for line in locks if "->" in line):
+                    break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert "interrupted" in process.communicate(timeout=30)[1]
+    assert process.returncode == cli.INTERRUPTED
+    assert "new" not in machine.entries()
+
+
+def test_a_reader_that_has_enough_is_no_error(machine):
+    for n in range(100):
+        machine.elements.append(element("QubesAppVm", f"vm{n}", n + 10, template_qid="1"))
+    machine.write_registry()
+    process = subprocess.Popen(
+        command(machine, "ls"), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
+def test_a_machine_below_a_relative_root(machine, monkeypatch, capsys):
+    monkeypatch.chdir(machine.root.parent)
+    assert cli.main(["--root", "root", "ls"]) == 0
+    assert "work" in capsys.readouterr().out
+    assert machine.path(XML).exists()
+
+
+def test_no_bar_where_nobody_sees_it():
+    assert cli_output.progress() is None  # pytest's stderr is no terminal
+
+
+def test_a_bar_for_copies_that_take_long(monkeypatch):
+    pytest.importorskip("tqdm")
+    reading, writing = pty.openpty()
+    with os.fdopen(writing, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        bar = cli_output.progress()
+        bar("/proc/self/fd/7/quick.img", GIB, GIB)
+        bar("/proc/self/fd/7/root.img", 1, GIB)
+        time.sleep(1.1)
+        bar("/proc/self/fd/7/root.img", GIB // 2, GIB)
+        bar("/proc/self/fd/7/root.img", GIB, GIB)
+        stderr.flush()
+        shown = os.read(reading, 65536).decode()
+    os.close(reading)
+    assert "root.img:  50%" in shown
+    assert "512M/1.00G" in shown
+    assert "quick.img" not in shown
+
+
+def test_a_copy_tells_how_far_it_is(machine, monkeypatch):
+    seen = []
+    with open(machine.path(f"{LIB}/vm-templates/fedora-23/root.img"), "r+b") as image:
+        image.seek(GIB)
+        image.write(b"x" * 4096)
+    monkeypatch.setattr("qubes_storage.image.watch", lambda *args: seen.append(args))
+    machine.connect().create_vm("alone", klass="StandaloneVM", template="fedora-23")
+    root = [(done, total) for path, done, total in seen if path.endswith("/root.img")]
+    assert root == [(4096, 8192), (8192, 8192)]
