@@ -155,7 +155,7 @@ class Checking:
         pool = self.pool_of(vm)
         sizes = self._check_images(vm, pool, [])
         self.check_growth(pool)
-        self.check_halted(vm, ("private",))  # those that run on it keep what they have open
+        self._check_all_halted(vm, ("private",))  # those that run on it keep what they have open
         return vm, pool, sizes
 
     def reset_vm(self, name):
@@ -176,13 +176,13 @@ class Checking:
 
     def _plan_reset(self, name):
         vm = self.get_vm(name)
-        self.check_own_directory(vm)
+        self._check_own_directory(vm)
         pool = self.pool_of(vm)
         there = self._check_images(vm, pool, [])
         if "volatile" in there and not vm.template:
             return vm, pool, {}
         self.check_growth(pool)
-        self.check_halted(vm)
+        self._check_all_halted(vm)
         template = self.find_vm(vm.template) if vm.template else None
         root = (self.images_on_disk(template) if template else there).get("root", (0,))[0]
         size = volatile_size(max(root, vm.klass.root_size))

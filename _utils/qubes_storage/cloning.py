@@ -40,12 +40,12 @@ class Cloning:
         """
         return self.create_vm(new_name, clone_from=name, pool=pool)
 
-    def plan_clone(self, name, clone_from, klass, template, label, pool, sizes):
+    def _plan_clone(self, name, clone_from, klass, template, label, pool, sizes):
         """``(changes, plan)`` of a VM that is to be a clone."""
         check_vm_name(name)
         self._check_sources(name, clone_from, pool or "default")
         source = self.find_vm(clone_from)
-        self.check_own_directory(source)
+        self._check_own_directory(source)
         if klass not in (None, source.klass.name):
             raise InvalidInput(
                 f"VM {name}: a clone of {clone_from} is a {source.klass.name}, not a {klass}"
@@ -72,7 +72,7 @@ class Cloning:
         left = build.unfinished(place, vm)
         self._check_images(source, self.pool_of(source), [])
         # Its root may be in use by the VMs that run on it, which only read it.
-        self.check_halted(source, ("private",) if source.klass.is_template else None)
+        self._check_all_halted(source, ("private",) if source.klass.is_template else None)
         self._plan_copies(plan, source, sizes)
         plan.attrs = clone_attrs(source)
         self.check_growth(place, self._needed(plan))
@@ -121,9 +121,9 @@ class Cloning:
             if image.measure(fd, "icon.png"):  # one of the user's own
                 names.append("icon.png")
         plan.takes = transfer.Take(pool, source, names=tuple(names))
-        plan.texts = self.rules_elsewhere(source)
+        plan.texts = self._rules_elsewhere(source)
 
-    def plan_import(self, plan, path, moved, size):
+    def _plan_import(self, plan, path, moved, size):
         """Have a new VM's root image be a copy of a file of the caller's."""
         vm = plan.vm
         word = "root_move_from" if moved else "root_copy_from"

@@ -47,7 +47,7 @@ class Moving:
         vm = self.get_vm(name)
         if there is not None:
             raise StoragePoolException(f"VM {new_name}: is in qubes.xml already; take another name")
-        self.check_own_directory(vm)
+        self._check_own_directory(vm)
         if vm.entry.attrs.get("installed_by_rpm") == "True":
             raise StoragePoolException(
                 f"VM {name}: is installed by RPM, which knows it by its name; clone it instead, and"
@@ -59,7 +59,7 @@ class Moving:
         guards.check_mount(self.root, pool.name, self.guards(pool.name))
         left = build.unfinished(pool, vm) + build.unfinished(pool, renamed)
         self._check_images(vm, pool, left)
-        self.check_halted(vm)
+        self._check_all_halted(vm)
         build.check_vacant(pool, renamed)
         changes = {"name": {"old": name, "new": new_name}}
         if left:
@@ -76,7 +76,7 @@ class Moving:
         return origin is not None and os.path.basename(origin.path) == name
 
     @staticmethod
-    def check_own_directory(vm):
+    def _check_own_directory(vm):
         """Refuse dom0, which has no directory, and a DispVM, whose directory is its template's."""
         if vm.klass.name == "AdminVM":
             raise InvalidInput("VM dom0: is not made of images; take another VM")
@@ -85,7 +85,7 @@ class Moving:
                 f"VM {vm.name}: is a DispVM, which goes when it is shut down; take its template"
             )
 
-    def check_halted(self, vm, volumes=None):
+    def _check_all_halted(self, vm, volumes=None):
         """Refuse a VM one of whose images is in use."""
         fd = self.pool_of(vm).open_vm(vm)
         if fd is None:
@@ -97,11 +97,11 @@ class Moving:
 
     def check_move(self, vm, pool):
         """Refuse to move a VM to another pool where it cannot be done."""
-        self.check_own_directory(vm)
+        self._check_own_directory(vm)
         moved = copy.copy(vm)
         moved.pool = pool
         source, target = self.pool_of(vm), self.pool_of(moved)
-        self.check_halted(vm)
+        self._check_all_halted(vm)
         self.check_growth(target, self._to_copy(vm, source, target))
         build.check_vacant(target, moved)
 
@@ -122,7 +122,7 @@ class Moving:
                 return 0
             return files.tree_size(fd, ".")
 
-    def migrate(self, vm, pool, keep=False):
+    def _migrate(self, vm, pool, keep=False):
         """Move a VM to another pool; the lock is held, and what a dead run left is mended."""
         moved = copy.copy(vm)
         moved.pool = pool
@@ -136,7 +136,7 @@ class Moving:
         plan.takes = transfer.Take(source, vm, keep=True)
         plan.takes.link = not keep and self._links(source, target)
         plan.takes.renamed = {f"{vm.name}.conf": f"{moved.name}.conf"}
-        plan.texts = self.rules_elsewhere(vm)
+        plan.texts = self._rules_elsewhere(vm)
         switched = False
         with files.closing(source.open_subdir(vm.klass.subdir)) as fd:
             inode = str(files.exists(fd, vm.dirname).st_ino)
@@ -146,7 +146,7 @@ class Moving:
             try:
                 os.fsync(fd)
                 with build.built(plan):
-                    self.check_halted(vm)  # it may have been started while it was copied
+                    self._check_all_halted(vm)  # it may have been started while it was copied
                     registry = self.registry()
                     self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
                     switched = True
@@ -155,7 +155,7 @@ class Moving:
                     os.unlink(mark, dir_fd=fd)
                 raise
 
-    def rules_elsewhere(self, vm):
+    def _rules_elsewhere(self, vm):
         """
         ``{"firewall.xml": bytes}`` of rules that lie outside the VM's directory, where R3.2 keeps
         those of a VM in another pool than the default one.

@@ -95,7 +95,7 @@ class Planning:
         if vm is not None and create_only:
             return {}, None
         if vm is None and clone_from is not None:
-            return self.plan_clone(name, clone_from, klass, template, label, pool, sizes)
+            return self._plan_clone(name, clone_from, klass, template, label, pool, sizes)
         if vm is None:
             outside = (root_copy_from or root_move_from, root_move_from is not None)
             return self._plan_new(name, klass, template, label, pool, sizes, standalone, outside)
@@ -145,7 +145,7 @@ class Planning:
         left = build.unfinished(place, vm)
         self._plan_images(plan, source, sizes)
         if outside[0] is not None:
-            self.plan_import(plan, *outside, sizes.get("root", 0))
+            self._plan_import(plan, *outside, sizes.get("root", 0))
         plan.has_kernel, kernels = self._kernels(vm, registry)
         if "root" in vm.images and not kind.is_hvm:
             plan.kernels = kernels

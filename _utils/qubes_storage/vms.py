@@ -155,7 +155,7 @@ class VMs(Planning, Comparing, Cloning):
             if "unfinished" in changes:
                 build.mend(pool, vm, True)
             if "pool" in changes:
-                self.migrate(vm, changes["pool"]["new"], keep)
+                self._migrate(vm, changes["pool"]["new"], keep)
                 vm = self.get_vm(name)
                 pool = self.pool_of(vm)
             grown = changes.get("volumes", {"new": {}})["new"]
@@ -182,7 +182,7 @@ class VMs(Planning, Comparing, Cloning):
         size = check_volumes(name, {volume: size})[volume]
         with self.locked():
             vm = self.get_vm(name)
-            self.check_own_directory(vm)
+            self._check_own_directory(vm)
             changes, _ = self.plan(name, volumes={volume: size})
             pool = self.pool_of(vm)
             if "unfinished" in changes:

@@ -35,11 +35,16 @@ class AdminMigrate(AdminCopy):
         """The journal of a move of a VM that was cut off, or None."""
         return self.journal.read(name)
 
-    def migrate_vm(self, name, pool):
+    def migrate_vm(self, name, pool, keep=False):
         """
         Move a halted VM to another pool, or finish a move that was cut off. Returns the changes,
         ``{}`` for a VM that lies there. What could not be restored is an error that names it.
         """
+        if keep:
+            raise NotSupported(
+                f"VM {name}: backend admin keeps no old copy of a VM that moves; clone it with"
+                " qubes_vm.clone first"
+            )
         self.refresh()
         moving = self.pending_move(check_vm_name(name))
         if not moving:

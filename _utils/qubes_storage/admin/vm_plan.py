@@ -17,8 +17,8 @@ class AdminVMPlan(AdminVMNew):
         What :py:meth:`create_vm` or :py:meth:`set_vm` would change, ``{}`` for nothing; entries are
         ``{"old": ..., "new": ...}``, ``created`` for a new VM. Raises what they would raise.
 
-        Keywords: klass, template, label, pool, volumes, clone_from, root_copy_from, migrate,
-        create_only.
+        Keywords: klass, template, label, pool, volumes, clone_from, root_copy_from, root_move_from,
+        migrate, create_only.
         """
         return self.vm_plan(name, **declared).changes
 
@@ -32,11 +32,12 @@ class AdminVMPlan(AdminVMNew):
         volumes=None,
         clone_from=None,
         root_copy_from=None,
+        root_move_from=None,
         migrate=False,
         create_only=False,
     ):
         """The :py:class:`Plan` of a declared VM."""
-        if root_copy_from is not None:
+        if root_copy_from is not None or root_move_from is not None:
             raise NotSupported(
                 f"VM {name}: backend admin cannot take a root image from a file; create the VM and"
                 " run qvm-volume import NAME:root FILE"
