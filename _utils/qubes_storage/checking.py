@@ -73,10 +73,10 @@ class Checking:
     def _wrong_sizes(vm, place, sizes):
         found = []
         root, cow, volatile = (sizes.get(v) for v in ("root", "root-cow", "volatile"))
-        if root and cow and root[0] != cow[0]:
+        if root and cow and cow[0] < root[0]:
             found.append(
-                f"{place}/{IMAGES['root-cow']}: is of {format_size(cow[0])}, but root of"
-                f" {format_size(root[0])}; make it anew with qubes_vm.commit {vm.name}"
+                f"{place}/{IMAGES['root-cow']}: is of {format_size(cow[0])}, too small for a root"
+                f" of {format_size(root[0])}; make it anew with qubes_vm.commit {vm.name}"
             )
         if root and volatile and volatile[0] < volatile_size(root[0]):
             found.append(

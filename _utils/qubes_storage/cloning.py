@@ -23,10 +23,13 @@ _FILES = (
 )  # fmt: skip
 
 
-def clone_attrs(source):
-    """The attributes that a clone has from its source."""
+def clone_attrs(source, default_netvm):
+    """The attributes that a clone has from its source, the default NetVM by its qid."""
     names = _ATTRS + (_HVM_ATTRS if source.klass.is_hvm else _KERNEL_ATTRS)
-    return {key: source.entry.attrs[key] for key in names if key in source.entry.attrs}
+    attrs = {key: source.entry.attrs[key] for key in names if key in source.entry.attrs}
+    if attrs.get("uses_default_netvm") == "True":
+        attrs["netvm_qid"] = default_netvm or "none"
+    return attrs
 
 
 class Cloning:
@@ -74,7 +77,7 @@ class Cloning:
         # Its root may be in use by the VMs that run on it, which only read it.
         self._check_all_halted(source, ("private",) if source.klass.is_template else None)
         self._plan_copies(plan, source, sizes)
-        plan.attrs = clone_attrs(source)
+        plan.attrs = clone_attrs(source, self.registry().get("default_netvm"))
         self.check_growth(place, self._needed(plan))
         build.check_vacant(place, vm)
         self.registry().unused("qid")
@@ -153,5 +156,5 @@ class Cloning:
             if wanted.filename == IMAGES["root"]:
                 wanted.source, wanted.size = outside, size
             elif wanted.filename == IMAGES["root-cow"]:
-                wanted.size = size
+                wanted.size = max(wanted.size, size)
         return size

@@ -162,7 +162,9 @@ def test_a_root_image_is_brought_in(machine, disk, klass, moved):
     assert system.create_vm("new", **declared) == changes
     volumes = system.vm_info("new")["volumes"]
     assert volumes["root"]["size"] == 5 * MIB
-    assert volumes.get("root-cow", volumes["root"])["size"] == 5 * MIB
+    assert volumes["root"]["size"] == 5 * MIB
+    if "root-cow" in volumes:  # of the size that R3.2 gives it, for a root that is not larger
+        assert volumes["root-cow"]["size"] == 10 * 1024 * MIB
     assert machine.tree()[volumes["root"]["path"]]["head"] == "BOOT"
     assert machine.tree()[volumes["root"]["path"]]["mode"] == "0660"
     assert disk.exists() is not moved
@@ -172,13 +174,13 @@ def test_a_root_image_is_brought_in(machine, disk, klass, moved):
 
 def test_a_root_image_that_cannot_be_one_is_refused(machine, disk, tmp_path):
     system = machine.connect()
-    odd = tmp_path / "odd"
-    odd.write_bytes(b"x")
+    empty = tmp_path / "empty"
+    empty.touch()
     for path, match in (
         ("disk.raw", "not an absolute path"),
         (str(tmp_path / "none"), "No such file"),
         (str(tmp_path), "not a regular file"),
-        (str(odd), "1 bytes, which is no disk"),
+        (str(empty), "is empty"),
     ):
         call = lambda: system.create_vm("new", klass="HVM", root_copy_from=path)  # noqa: B023, E731
         refused(machine, call, match)
