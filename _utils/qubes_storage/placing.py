@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from qubes_storage import files
+from qubes_storage import files, registry
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.pool import CONF, Pool, in_force, is_place
 from qubes_storage.vm import SUBDIRS, VM
@@ -38,6 +38,8 @@ class Placing:
             )
 
     def _check_parent(self, name, path):
+        if os.path.normpath(path) == os.path.dirname(registry.PATH):
+            return  # of the machine's own layout: the lock is there, and makes it
         parent = os.path.dirname(path.rstrip("/"))
         try:
             os.close(files.open_dir(self.root, parent))

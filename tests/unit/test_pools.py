@@ -667,3 +667,12 @@ def test_paths_in_errors_are_the_machines_own(system, root):
     with pytest.raises(StoragePoolException) as caught:
         system.add_pool("foo", dir_path="/no/parent")
     assert str(pathlib.Path(root)) not in str(caught.value)
+
+
+def test_the_machine_s_own_directory_is_made_where_a_root_is_empty(tmp_path):
+    system = qubes_storage.connect(tmp_path)
+    assert set(system.pool_diff("default")) == {"created", "driver"}
+    assert list(tmp_path.iterdir()) == []
+    system.add_pool("default")
+    assert (tmp_path / "var/lib/qubes/appvms").is_dir()
+    assert system.pool_diff("default") == {}
