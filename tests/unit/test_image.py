@@ -20,8 +20,8 @@ FILESYSTEMS = {
 }
 
 
-def mount(kind, place):
-    """Mount a fresh filesystem at a place, or skip with the reason."""
+def mount(kind, place, size=512 * MIB):
+    """Mount a fresh filesystem of ``size`` bytes at a place, or skip with the reason."""
     if os.geteuid():
         pytest.skip("only root can mount")
     if kind == "tmpfs":
@@ -32,7 +32,7 @@ def mount(kind, place):
             pytest.skip(f"{make[0]} is not installed")
         disk = f"{place}.disk"
         with open(disk, "wb") as file:
-            file.truncate(512 * MIB)
+            file.truncate(size)
         subprocess.run([*make, disk], check=True, capture_output=True)
         command = ["mount", "-o", "loop", disk, place]
     if subprocess.run(command, check=False, capture_output=True).returncode:

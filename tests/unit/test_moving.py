@@ -351,8 +351,11 @@ def scattered(path, size):
 
 
 def checksum(path):
+    found = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for piece in iter(lambda: file.read(4 * MIB), b""):
+            found.update(piece)
+    return found.hexdigest()
 
 
 @root_only
@@ -389,6 +392,39 @@ def test_a_move_between_filesystems_keeps_content_holes_and_modes(scratch, disks
     finally:
         for kind in (source, target):
             subprocess.run(["umount", machine.path(f"/mnt/{kind}")], check=True)
+
+
+@root_only
+def test_a_gibibyte_goes_round_all_filesystems_and_comes_home_as_it_was(scratch):
+    machine = scratch("[default]\ndriver=xen\n")
+    system = machine.connect()
+    mounted = []
+    try:
+        for kind in FILESYSTEMS:
+            place = machine.path(f"/mnt/{kind}")
+            machine.mkdir(f"/mnt/{kind}")
+            mount(kind, place, 3072 * MIB)
+            mounted.append(place)
+            system.add_pool(kind, dir_path=f"/mnt/{kind}/qubes")
+        system.create_vm("work", template="fedora-23", pool="ext4", volumes={"private": "3GiB"})
+        private = "qubes/appvms/work/private.img"
+        with open(machine.path(f"/mnt/ext4/{private}"), "rb+") as file:
+            for part in range(8):  # 128 MiB of data, 256 MiB of hole, and so on
+                file.seek(part * 384 * MIB)
+                file.write(os.urandom(128 * MIB))
+            os.fsync(file.fileno())
+        was = checksum(machine.path(f"/mnt/ext4/{private}"))
+        for target in ("xfs", "btrfs", "ext4"):
+            system.migrate_vm("work", target)
+            moved = machine.path(f"/mnt/{target}/{private}")
+            os.sync()
+            assert checksum(moved) == was
+            assert abs(moved.stat().st_blocks * 512 - 1024 * MIB) <= 1024 * MIB / 20
+            assert moved.stat().st_mode & 0o7777 == 0o660
+        assert system.orphans() == []
+    finally:
+        for place in mounted:
+            subprocess.run(["umount", place], check=True)
 
 
 def test_a_copy_that_differs_is_told(tmp_path):
