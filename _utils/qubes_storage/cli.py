@@ -142,12 +142,7 @@ def _resize(system, args):
 
 
 def _migrate(system, args):
-    if args.keep and system.backend != "local":
-        raise NotSupported(
-            f"VM {args.name}: backend {system.backend} leaves no images behind; leave out --keep"
-        )
-    keep = {"keep": True} if args.keep else {}
-    changes = system.migrate_vm(args.name, args.pool, **keep)
+    changes = system.migrate_vm(args.name, args.pool, keep=args.keep)
     done = "was moved to" if changes else "is in"
     return changes, [f"VM {args.name} {done} pool {args.pool}"], 0
 
