@@ -49,18 +49,6 @@ def _show(args, result, lines):
             print(line)
 
 
-def verb(system, name):
-    """A method of the System, or an error where its backend has none."""
-    method = getattr(system, name, None)
-    if method is None:
-        word = name.replace("_", " ")
-        raise NotSupported(
-            f"backend {system.backend}: has no {word}, which is for files in R3.2's layout (backend"
-            " local)"
-        )
-    return method
-
-
 def _parser():
     parser = argparse.ArgumentParser(
         prog="qubes-storage", description="Storage pools of Qubes OS, and the VMs in them."
@@ -138,29 +126,33 @@ def _ls(system, _):
 def _clone(system, args):
     if args.path is not None:
         print(f"qubes-storage: {args.path} is ignored; -P says where", file=sys.stderr)
-    changes = verb(system, "clone_vm")(args.name, args.new_name, pool=args.pool)
+    changes = system.clone_vm(args.name, args.new_name, pool=args.pool)
     return changes, [f"VM {args.name} was cloned to {args.new_name}"], 0
 
 
 def _rename(system, args):
-    changes = verb(system, "rename_vm")(args.name, args.new_name)
+    changes = system.rename_vm(args.name, args.new_name)
     return changes, [f"VM {args.name} was renamed to {args.new_name}"], 0
 
 
 def _resize(system, args):
-    changes = verb(system, "resize_vm")(args.name, args.volume, args.size)
+    changes = system.resize_vm(args.name, args.volume, args.size)
     done = "has grown to" if changes else "has"
     return changes, [f"VM {args.name}: {args.volume} {done} {args.size}"], 0
 
 
 def _migrate(system, args):
-    keep = {"keep": True} if args.keep else {}
-    changes = verb(system, "migrate_vm")(args.name, args.pool, **keep)
+    changes = system.migrate_vm(args.name, args.pool, keep=args.keep)
     done = "was moved to" if changes else "is in"
     return changes, [f"VM {args.name} {done} pool {args.pool}"], 0
 
 
 def _remove(system, args):
+    if args.just_db and system.backend != "local":
+        raise NotSupported(
+            f"VM {args.name}: backend {system.backend} removes a VM with its images only; leave out"
+            " --just-db"
+        )
     how = {"keep": True} if args.just_db else {"purge": True}
     planned = system.vm_remove_diff(args.name, **how)
     if not planned:
@@ -176,7 +168,7 @@ def _remove(system, args):
 
 def _vm_verb(method, done):
     def run(system, args):
-        changes = verb(system, method)(args.name)
+        changes = getattr(system, method)(args.name)
         return changes, [f"VM {args.name} was {done}"], 0
 
     return run
@@ -184,19 +176,19 @@ def _vm_verb(method, done):
 
 def _verify(system, args):
     names = args.names or [n for n, vm in system.list_vms().items() if vm["klass"] != "AdminVM"]
-    problems = {name: verb(system, "verify_vm")(name) for name in names}
+    problems = {name: system.verify_vm(name) for name in names}
     lines = [line for found in problems.values() for line in found]
     return problems, lines, 1 if lines else 0
 
 
 def _orphans(system, _):
-    found = verb(system, "orphans")()
+    found = system.orphans()
     rows = [[row["pool"], cli_output.size(row["size"]), row["path"]] for row in found]
     return found, cli_output.table(["POOL", "SIZE", "PATH"], rows, right=[1]), 0
 
 
 def _disks(system, args):
-    found = verb(system, "disks")(args.name)
+    found = system.disks(args.name)
     return found, ["".join(found.values()).rstrip("\n")], 0
 
 

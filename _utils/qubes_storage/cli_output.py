@@ -91,8 +91,9 @@ class _Progress:
             self.path, self.began = path, time.monotonic()
         if self.bar is None and time.monotonic() - self.began > 1 and copied < total:
             name = os.path.basename(path)
+            units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
             self.bar = self.tqdm(
-                total=total, desc=name, unit="B", unit_scale=True, unit_divisor=1024, leave=False
+                total=total, desc=name, file=sys.stderr, initial=copied, leave=False, **units
             )
         if self.bar is not None:
             self.bar.update(copied - self.bar.n)

@@ -1,11 +1,15 @@
 """The command line: what it prints, what it asks, and what an interruption leaves."""
 
+import fcntl
 import json
 import os
 import pty
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -265,6 +269,7 @@ def test_no_bar_where_nobody_sees_it():
 def test_a_bar_for_copies_that_take_long(monkeypatch):
     pytest.importorskip("tqdm")
     reading, writing = pty.openpty()
+    fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with os.fdopen(writing, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
         bar = cli_output.progress()
@@ -274,6 +279,7 @@ def test_a_bar_for_copies_that_take_long(monkeypatch):
         bar("/proc/self/fd/7/root.img", GIB // 2, GIB)
         bar("/proc/self/fd/7/root.img", GIB, GIB)
         stderr.flush()
+        assert select.select([reading], [], [], 10)[0]
         shown = os.read(reading, 65536).decode()
     os.close(reading)
     assert "root.img:  50%" in shown
