@@ -1,24 +1,20 @@
 """
 The Pool that a driver extends, and how a section of storage.conf becomes one.
 
-A driver is a class whose keyword-only arguments of ``__init__`` are its options: they are the
-schema. ``driver = NAME`` is the class ``Pool`` in ``drivers/NAME.py``; ``class = a.b.C`` is any
-class that Python can import, and beats ``driver``.
+:py:mod:`~qubes_storage.finding` says where a driver's class comes from, docs/drivers.md how one is
+written.
 """
 
-import importlib
-import inspect
 import os
-import pkgutil
 
-from qubes_storage import drivers, files, image, trust
+from qubes_storage import files, image
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.finding import list_drivers, load, load_driver, schema
 from qubes_storage.values import normalise
 from qubes_storage.vm import SUBDIRS
 
 CONF = "/etc/qubes/storage.conf"
-# R3.2's own names for the classes that are the bundled driver xen here.
-_R32_CLASSES = {"qubes.storage.xen.XenStorage": "xen", "qubes.storage.xen.XenPool": "xen"}
+__all__ = ["Pool", "list_drivers", "load", "make_pool", "pool_class", "schema"]
 _NOT_OPTIONS = ("driver", "class")
 defaults = {"pool_config": {"dir_path": "/var/lib/qubes"}}
 
@@ -34,7 +30,7 @@ class Pool:
     root = "/"  # where the machine's / lies
     can_revisions = False
 
-    def __init__(self, name, *, dir_path):
+    def __init__(self, name, *, dir_path: str):
         self.name = name
         self.dir_path = dir_path
 
@@ -129,51 +125,6 @@ class Pool:
         return {"size": found.f_blocks * unit, "used": used, "free": found.f_bavail * unit}
 
 
-def list_drivers():
-    """The names of the drivers there are: one a file in ``qubes_storage/drivers``."""
-    return sorted(module.name for module in pkgutil.iter_modules(drivers.__path__))
-
-
-def _load_driver(driver, pool):
-    if driver not in list_drivers():
-        raise StoragePoolException(
-            f"pool {pool}: unknown driver {driver!r}; there are {', '.join(list_drivers())}; for"
-            " any other write class = package.module.Class of one that Python can import"
-        )
-    try:
-        return importlib.import_module(f"qubes_storage.drivers.{driver}").Pool
-    except Exception as err:
-        raise StoragePoolException(
-            f"pool {pool}: driver {driver} cannot be imported: {type(err).__name__}: {err}"
-        ) from err
-
-
-def load(string, pool=None):
-    """
-    The class of a dotted path, as R3.2's ``load``; what is not a string comes back as it is.
-
-    Nothing is imported from a file that others than root may write: see :py:mod:`trust`.
-    """
-    if not isinstance(string, str):
-        return string
-    if string in _R32_CLASSES:
-        return _load_driver(_R32_CLASSES[string], pool)
-    module, _, name = string.rpartition(".")
-    who = f"pool {pool}: " if pool else ""
-    if not module or not all(part.isidentifier() for part in string.split(".")):
-        raise StoragePoolException(
-            f"{who}class {string!r} is no dotted path; write one such as package.module.Class"
-        )
-    trust.check_module(module, who)
-    try:
-        return getattr(importlib.import_module(module), name)
-    except Exception as err:
-        raise StoragePoolException(
-            f"{who}class {string} cannot be imported: {type(err).__name__}: {err}; install it where"
-            " this Python finds it"
-        ) from err
-
-
 def dump(obj):
     """The dotted path of an object's class, as R3.2's ``dump``."""
     return obj.__module__ + "." + obj.__class__.__name__
@@ -184,31 +135,10 @@ def pool_class(name, config):
     if "class" in config:
         return load(config["class"], name)
     if "driver" in config:
-        return _load_driver(config["driver"], name)
+        return load_driver(config["driver"], name)
     raise StoragePoolException(
         f"pool {name}: has neither driver nor class in {CONF}; add driver = xen"
     )
-
-
-def schema(klass):
-    """
-    ``({option: type or None}, whether it takes any other, the options it must have)`` of a class.
-    """
-    try:
-        parameters = list(inspect.signature(klass).parameters.values())
-    except (TypeError, ValueError):
-        return {}, True, set()
-    types, anything, needed = {}, False, set()
-    for parameter in parameters[1:]:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            anything = True
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            given = parameter.annotation
-            types[parameter.name] = {"bool": bool, "int": int}.get(given, given)
-            if parameter.default is parameter.empty:
-                needed.add(parameter.name)
-    known = {k: t if t in (bool, int) else None for k, t in types.items()}
-    return known, anything, needed
 
 
 def in_force(name, config):

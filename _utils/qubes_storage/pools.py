@@ -6,12 +6,12 @@ from qubes_storage import files, guards
 from qubes_storage.conf import Conf
 from qubes_storage.declared import Declared, foreign
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.finding import describe_drivers
 from qubes_storage.placing import Placing, pool_of
 from qubes_storage.pool import (
     CONF,
     Pool,
     in_force,
-    list_drivers,
     make_pool,
     pool_class,
     schema,
@@ -30,8 +30,8 @@ class Pools(Placing):
         return {name: dict(config) for name, config in self.sections().items()}
 
     def list_drivers(self):
-        """The names of the drivers."""
-        return list_drivers()
+        """``{name: {options, from}}`` of the drivers that a pool can have."""
+        return describe_drivers()
 
     def vms_in(self, pool):
         """The VMs that qubes.xml places in a pool; dom0 has no images and does not count."""
