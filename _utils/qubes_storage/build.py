@@ -210,7 +210,7 @@ def built(plan):
 def _build(plan, marker):
     """Make the directory in ``marker`` and what is in it; returns its inode number."""
     vm, pool = plan.vm, plan.pool
-    with files.closing(files.make_dir(marker, vm.dirname)) as fd:
+    with files.closing(_make_vmdir(plan, marker)) as fd:
         for wanted in plan.images:
             _put(pool, wanted, fd, marker)
         if plan.kernels:
@@ -228,6 +228,20 @@ def _build(plan, marker):
         return os.fstat(fd).st_ino
 
 
+def _make_vmdir(plan, marker):
+    """A driver may bring the images along that are copies of one VM's in a pool of its own kind."""
+    copied = [wanted for wanted in plan.images if isinstance(wanted.source, Source)]
+    origins = {(w.source.pool.name, w.source.vm.name) for w in copied}
+    like = None
+    if len(origins) == 1 and type(copied[0].source.pool) is type(plan.pool):
+        like = copied[0].source.pool.open_vm(copied[0].source.vm)
+    if like is None:
+        return plan.pool.make_vmdir(marker, plan.vm.dirname)
+    keep = [w.filename for w in copied if w.filename == w.source.filename]
+    with files.closing(like):
+        return plan.pool.make_vmdir(marker, plan.vm.dirname, like, keep)
+
+
 def _private(path, flags):
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
@@ -236,7 +250,9 @@ def _put(pool, wanted, fd, marker):
     """Make an image in the open directory of a VM."""
     path = files.at(fd, wanted.filename)
     linked = False
-    if not wanted.source:
+    if files.exists(fd, wanted.filename):
+        pass  # the driver brought it with the directory
+    elif not wanted.source:
         pool.create_image(path, wanted.size)
     elif isinstance(wanted.source, Outside) and wanted.source.moved:
         with wanted.source.opened() as source:

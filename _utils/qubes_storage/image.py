@@ -192,6 +192,34 @@ def shares_blocks(fd):
     return filesystem(fd) in _SHARING
 
 
+def can_share(fd):
+    """Whether copies in an open directory share blocks, tried out; nothing is left behind."""
+    with contextlib.ExitStack() as stack:
+        one, other = (_nameless(fd, stack) for _ in range(2))
+        os.write(one, bytes(4096))
+        try:
+            fcntl.ioctl(other, _FICLONE, one)
+        except OSError as err:
+            if err.errno not in _NOT_HERE:
+                raise
+            return False
+    return True
+
+
+def _nameless(dir_fd, stack):
+    """A file in an open directory that is gone once it is closed."""
+    try:
+        fd = os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    except OSError as err:
+        if err.errno not in (*_NOT_HERE, errno.EISDIR):
+            raise
+        name = f".sharing-{os.getpid()}-{os.urandom(8).hex()}"
+        fd = os.open(name, _CREATE, 0o600, dir_fd=dir_fd)
+        os.unlink(name, dir_fd=dir_fd)
+    stack.callback(os.close, fd)
+    return fd
+
+
 def used_by_loop(fd):
     """The loop device over an open file, by which a running VM uses it, or None."""
     return next(_loops(fd), None)

@@ -36,7 +36,7 @@ def check_volumes(name, volumes):
             if option in ("pool", "revisions_to_keep"):
                 raise NotSupported(
                     f"VM {name}: {option} of volume {volume}: backend local keeps all images of a"
-                    " VM in one pool, without revisions; declare the VM's pool"
+                    " VM in one pool, as that says; declare the VM's pool, and its options"
                 )
             if option != "size":
                 raise InvalidInput(

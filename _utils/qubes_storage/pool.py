@@ -8,7 +8,7 @@ written.
 import os
 
 from qubes_storage import files, image
-from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.finding import list_drivers, load, load_driver, schema
 from qubes_storage.values import normalise
 from qubes_storage.vm import SUBDIRS
@@ -23,12 +23,30 @@ class Pool:
     """
     A directory of images. A driver overrides only what it does otherwise.
 
-    Making the object touches nothing: :py:meth:`missing` tells which directories it lacks and
-    :py:meth:`create` makes exactly those.
+    **What a driver has to say**: its options, as keyword-only arguments of ``__init__`` with their
+    types (``str``, ``int``, ``bool``) and defaults; storage.conf's texts arrive as these types.
+    Making the object touches nothing, for it is also made to look: :py:meth:`missing` tells which
+    directories it lacks, :py:meth:`create` makes exactly those, :py:meth:`check_setup` refuses a
+    place that will not do.
+
+    **What it may do better**: make, clone and resize an image, make a VM's directory, keep
+    revisions, tell usage, verify. Each has a working default here.
+
+    Sizes are bytes. ``path`` is to be opened as it is; ``fd`` is an open directory of a VM, and
+    names are those of files in it: ``root.img``, ``private.img``, ``volatile.img``,
+    ``root-cow.img``. Nothing that is there is ever written over (FileExistsError). An OSError is
+    told to the user with VM and path; a StoragePoolException as it is, so it names pool, path and
+    cure. Group and mode are set, and files synced, by the caller.
+
+    **Order of calls**: for a pool ``missing``, ``check_setup`` (looking), ``create``,
+    ``check_setup`` (trying out). For a VM, under the lock: ``make_vmdir``, then for each image
+    ``create_image`` or ``clone_image``, then ``resize_image`` if it is to be larger; the directory
+    is then renamed into its place, and the registry written last.
     """
 
     root = "/"  # where the machine's / lies
-    can_revisions = False
+    can_revisions = False  # whether snapshot, revisions and revert do anything
+    revisions_to_keep = 0
 
     def __init__(self, name, *, dir_path: str):
         self.name = name
@@ -100,6 +118,25 @@ class Pool:
                     " it, first"
                 ) from err
 
+    def check_setup(self, fd, try_out):
+        """
+        Refuse a directory, open as ``fd``, whose filesystem will not do for the pool.
+
+        ``try_out`` allows to write and take away again; else nothing is written. Where the pool's
+        directory is still to be made, ``fd`` is the one that it will be made in.
+        """
+
+    def make_vmdir(self, fd, name, like=None, keep=()):
+        """
+        Make the directory ``name`` of a VM in the open directory ``fd``; returns a handle of it.
+
+        ``like`` is the open directory of a VM in a pool of the same class of which the images
+        named in ``keep`` are to be copied. A driver may bring them along here, and then no
+        :py:meth:`clone_image` is asked for them; anything else is not to be there.
+        """
+        del like, keep
+        return files.make_dir(fd, name)
+
     def create_image(self, path, size):
         """Make an image of ``size`` bytes at ``path``, where there is nothing."""
         image.create(path, size)
@@ -115,6 +152,37 @@ class Pool:
     def resize_image(self, path, size):
         """Grow an image to ``size`` bytes."""
         image.resize(path, size)
+
+    def snapshot(self, fd, names):
+        """Keep images as they are as revisions; returns ``{name: revision}`` of those kept."""
+        del fd, names
+        return {}
+
+    def revisions(self, fd, name):
+        """The revisions of an image, the oldest first, by the names :py:meth:`revert` takes."""
+        del fd
+        raise NotSupported(
+            f"pool {self.name}: its driver keeps no revisions ({name}); migrate the VM to a pool"
+            " of driver reflink or btrfs, or clone it beforehand"
+        )
+
+    def revert(self, fd, name, revision):
+        """
+        Have an image be as it was in a revision; what it holds now becomes a revision.
+
+        The image never shrinks. A crash leaves it as it was or as it is to be.
+        """
+        self.revisions(fd, name)
+
+    def verify(self, fd):
+        """What is wrong with the files of a VM, besides what is wrong anywhere, as sentences."""
+        del fd
+        return []
+
+    def owns(self, name):
+        """Whether a file of that name in a VM's directory is the driver's own, as a revision."""
+        del name
+        return False
 
     def usage(self):
         """``{size, used, free}`` of the pool's filesystem in bytes."""
