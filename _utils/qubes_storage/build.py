@@ -179,7 +179,7 @@ def built(plan):
             if plan.origin:
                 plan.origin.write(marker)
             inode = _build(plan, marker)
-            os.close(os.open(str(inode), os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
+            os.close(os.open(inode, os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
             os.fsync(marker)
             files.rename_new(marker, fd, name)
             placed = True
@@ -208,7 +208,7 @@ def built(plan):
 
 
 def _build(plan, marker):
-    """Make the directory in ``marker`` and what is in it; returns its inode number."""
+    """Make the directory in ``marker`` and what is in it; returns its identity."""
     vm, pool = plan.vm, plan.pool
     with files.closing(_make_vmdir(plan, marker)) as fd:
         for wanted in plan.images:
@@ -225,7 +225,7 @@ def _build(plan, marker):
         if not plan.origin and not files.exists(fd, "icon.png"):
             os.symlink(ICONS.format(vm.label), "icon.png", dir_fd=fd)
         os.fsync(fd)
-        return os.fstat(fd).st_ino
+        return image.identity(marker, vm.dirname)
 
 
 def _make_vmdir(plan, marker):

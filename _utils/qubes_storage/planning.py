@@ -270,10 +270,10 @@ class Planning:
         """How many bytes the copies of a plan take, 0 where their blocks are shared."""
         needed = 0
         with files.closing(plan.pool.open()) as fd:
-            here = os.fstat(fd).st_dev if image.shares_blocks(fd) else None
+            here = image.device(fd) if image.shares_blocks(fd) else None
         for wanted in plan.images:
             if wanted.source:
                 with wanted.source.opened() as source:
-                    found = os.fstat(source)
-                needed += found.st_blocks * 512 if found.st_dev != here else 0
+                    if image.device(source) != here:
+                        needed += os.fstat(source).st_blocks * 512
         return needed

@@ -23,7 +23,11 @@ def is_one(name):
 
 def listed(fd, name):
     """``["N@DATE", ...]`` of an image in an open directory, the oldest first."""
-    found = (_NAME.fullmatch(entry) for entry in os.listdir(fd))
+    with files.closing(
+        files.open_subdir(fd, ".")
+    ) as again:  # btrfs lists what was there on opening
+        entries = os.listdir(again)
+    found = (_NAME.fullmatch(entry) for entry in entries)
     found = sorted((int(match[2]), match[3]) for match in found if match and match[1] == name)
     return [f"{number}@{date}" for number, date in found]
 

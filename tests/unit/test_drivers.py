@@ -143,3 +143,59 @@ def test_sharing_is_tried_out_and_nothing_is_left(disk, kind):
     with files.closing(os.open(machine.path("/mnt/ssd"), os.O_RDONLY)) as fd:
         assert image.can_share(fd) is (kind in ("xfs", "btrfs"))
     assert set(os.listdir(machine.path("/mnt/ssd"))) == before
+
+
+def subvolumes(machine):
+    """The names of the subvolumes below the pool."""
+    command = ["btrfs", "subvolume", "list", machine.path("/mnt/ssd")]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return sorted(line.rpartition("/")[2] for line in shown.splitlines())
+
+
+def test_btrfs_has_a_subvolume_a_vm_and_deletes_it(disk):
+    machine = disk("btrfs")
+    system = pool_with_vm(machine, "btrfs")
+    assert subvolumes(machine) == ["work"]
+    write(machine, IMG, "one")
+    system.clone_vm("work", "play", "ssd")
+    play = IMG.replace("work", "play")
+    assert subvolumes(machine) == ["play", "work"]
+    assert read(machine, play) == "one"
+    assert sorted(n for n in os.listdir(machine.path(play).parent) if "." in n) == [
+        "icon.png", "private.img", "root.img",
+    ]  # fmt: skip
+    assert machine.path(play).parent.stat().st_mode & 0o7777 == 0o2770
+    system.reset_vm("work")
+    write(machine, IMG, "two")
+    system.revert("work")
+    assert read(machine, IMG) == "one"
+    system.rename_vm("play", "game")
+    assert subvolumes(machine) == ["game", "work"]
+    assert system.verify_vm("work") == system.verify_vm("game") == []
+    system.remove_vm("game", purge=True)
+    system.migrate_vm("work", "default")
+    assert subvolumes(machine) == []
+    system.migrate_vm("work", "ssd")
+    assert subvolumes(machine) == ["work"]
+    assert read(machine, IMG) == "one"
+
+
+def test_btrfs_refuses_another_filesystem(disk):
+    machine = disk("xfs")
+    for verb in (machine.connect().pool_diff, machine.connect().add_pool):
+        with pytest.raises(StoragePoolException, match="lies on xfs, not on btrfs; mount btrfs"):
+            verb("ssd", driver="btrfs", dir_path="/mnt/ssd/qubes")
+
+
+def test_a_clone_into_btrfs_that_died_anywhere_is_mended(disk):
+    machine = disk("btrfs")
+    system = pool_with_vm(machine, "btrfs")
+    for number in range(1, 900, 41):
+        through = kill_at(number, lambda: machine.connect().clone_vm("work", "play", "ssd"))
+        machine.connect().remove_vm("play", purge=True)
+        assert subvolumes(machine) == ["work"]
+        assert os.listdir(machine.path("/mnt/ssd/qubes/appvms")) == ["work"]
+        if through:
+            break
+    assert through
+    assert system.verify_vm("work") == []
