@@ -31,10 +31,12 @@ setup(
         "qubes_storage_salt",
         "qubes_storage_salt.modules",
         "qubes_storage_salt.states",
+        "qubes_storage_testkit",
     ],
     package_dir={
         "qubes_storage": CORE,
         "qubes_storage_salt": "packaging/qubes_storage_salt",
+        "qubes_storage_testkit": "packaging/qubes_storage_testkit",
         "qubes_storage_salt.modules": "_modules",
         "qubes_storage_salt.states": "_states",
     },

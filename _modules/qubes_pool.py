@@ -82,7 +82,10 @@ def info(name):
 
 def drivers():
     """
-    Return the names of the drivers that a pool can have.
+    Return the drivers that a pool can have, ``{name: {options, from}}``.
+
+    ``options`` has the type and default of each option, ``from`` is the file it comes from. A
+    driver that cannot be imported has ``problem``, the reason, and harms no other.
 
     CLI Example:
 

@@ -440,7 +440,9 @@ def remove(name, purge=False):
 
 def revisions(name, volume="private"):
     """
-    Return the revisions of a volume that its driver keeps, the newest last (R4).
+    Return the revisions of a volume that its driver keeps, the newest last.
+
+    In R3.2's layout they are ``N@DATE``, where the driver of the VM's pool keeps any.
 
     name
         Name of the VM.
@@ -460,7 +462,9 @@ def revisions(name, volume="private"):
 
 def revert(name, volume="private", revision=None):
     """
-    Bring a volume of a halted VM back to a revision; return the changes (R4).
+    Bring a volume of a halted VM back to a revision; return the changes.
+
+    What the volume holds now becomes a revision, and its size stays.
 
     name
         Name of the VM.

@@ -179,7 +179,7 @@ def built(plan):
             if plan.origin:
                 plan.origin.write(marker)
             inode = _build(plan, marker)
-            os.close(os.open(str(inode), os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
+            os.close(os.open(inode, os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
             os.fsync(marker)
             files.rename_new(marker, fd, name)
             placed = True
@@ -208,9 +208,9 @@ def built(plan):
 
 
 def _build(plan, marker):
-    """Make the directory in ``marker`` and what is in it; returns its inode number."""
+    """Make the directory in ``marker`` and what is in it; returns its identity."""
     vm, pool = plan.vm, plan.pool
-    with files.closing(files.make_dir(marker, vm.dirname)) as fd:
+    with files.closing(_make_vmdir(plan, marker)) as fd:
         for wanted in plan.images:
             _put(pool, wanted, fd, marker)
         if plan.kernels:
@@ -225,7 +225,21 @@ def _build(plan, marker):
         if not plan.origin and not files.exists(fd, "icon.png"):
             os.symlink(ICONS.format(vm.label), "icon.png", dir_fd=fd)
         os.fsync(fd)
-        return os.fstat(fd).st_ino
+        return image.identity(marker, vm.dirname)
+
+
+def _make_vmdir(plan, marker):
+    """A driver may bring the images along that are copies of one VM's in a pool of its own kind."""
+    copied = [wanted for wanted in plan.images if isinstance(wanted.source, Source)]
+    origins = {(w.source.pool.name, w.source.vm.name) for w in copied}
+    like = None
+    if len(origins) == 1 and type(copied[0].source.pool) is type(plan.pool):
+        like = copied[0].source.pool.open_vm(copied[0].source.vm)
+    if like is None:
+        return plan.pool.make_vmdir(marker, plan.vm.dirname)
+    keep = [w.filename for w in copied if w.filename == w.source.filename]
+    with files.closing(like):
+        return plan.pool.make_vmdir(marker, plan.vm.dirname, like, keep)
 
 
 def _private(path, flags):
@@ -236,7 +250,9 @@ def _put(pool, wanted, fd, marker):
     """Make an image in the open directory of a VM."""
     path = files.at(fd, wanted.filename)
     linked = False
-    if not wanted.source:
+    if files.exists(fd, wanted.filename):
+        pass  # the driver brought it with the directory
+    elif not wanted.source:
         pool.create_image(path, wanted.size)
     elif isinstance(wanted.source, Outside) and wanted.source.moved:
         with wanted.source.opened() as source:

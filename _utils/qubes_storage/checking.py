@@ -45,11 +45,11 @@ class Checking:
             found.append(f"{place}: is gone; mount its disk or restore it from a backup")
         else:
             with files.closing(fd):
-                found += self._verify_dir(vm, fd, place)
+                found += self._verify_dir(vm, pool, fd, place)
                 found += self._verify_kernel(vm, fd, place)
         return found + self._verify_template(vm)
 
-    def _verify_dir(self, vm, fd, place):
+    def _verify_dir(self, vm, pool, fd, place):
         found = _wrong_mode(place, os.fstat(fd))
         sizes = {volume: image.measure(fd, name) for volume, name in vm.images.items()}
         for volume in ("root", "private"):
@@ -60,6 +60,8 @@ class Checking:
         for name in sorted(os.listdir(fd)):
             path = os.path.join(place, name)
             there = files.exists(fd, name)
+            if pool.owns(name):
+                continue
             if name.removesuffix(".old") not in known:
                 found.append(f"{path}: has no business here; move it away")
             elif stat.S_ISLNK(there.st_mode):
@@ -67,7 +69,7 @@ class Checking:
                     found.append(f"{path}: is a link, which is not followed; put the file there")
             elif name.removesuffix(".old") in IMAGES.values():
                 found += _wrong_image(path, there)
-        return found + self._wrong_sizes(vm, place, sizes)
+        return [*found, *self._wrong_sizes(vm, place, sizes), *pool.verify(fd)]
 
     @staticmethod
     def _wrong_sizes(vm, place, sizes):
@@ -139,12 +141,13 @@ class Checking:
             with self._writing(vm, pool) as fd:
                 old, new = IMAGES["root-cow"], f".{IMAGES['root-cow']}.new"
                 self._make(pool, fd, new, sizes["root"][0])
+                kept = self._keep_revisions(vm, pool, fd)
                 if "root-cow" in sizes:
                     _set_aside(fd, old)
                 os.rename(new, old, src_dir_fd=fd, dst_dir_fd=fd)
                 os.fsync(fd)
         before = sizes.get("root-cow", (None,))[0]
-        return {"root-cow": {"old": before, "new": sizes["root"][0]}}
+        return {"root-cow": {"old": before, "new": sizes["root"][0]}, **kept}
 
     def _plan_commit(self, name):
         vm = self.get_vm(name)
@@ -166,8 +169,12 @@ class Checking:
         self._plan_reset(name)
         with self.locked():
             vm, pool, changes = self._plan_reset(name)
-            if changes:
+            if changes or pool.revisions_to_keep:
                 with self._writing(vm, pool) as fd:
+                    kept = self._keep_revisions(vm, pool, fd)
+                    if not changes:
+                        return kept
+                    changes.update(kept)
                     new = f".{IMAGES['volatile']}.new"
                     self._make(pool, fd, new, changes["volatile"]["new"])
                     os.rename(new, IMAGES["volatile"], src_dir_fd=fd, dst_dir_fd=fd)
@@ -179,10 +186,13 @@ class Checking:
         self._check_own_directory(vm)
         pool = self.pool_of(vm)
         there = self._check_images(vm, pool, [])
-        if "volatile" in there and not vm.template:
+        unchanged = "volatile" in there and not vm.template
+        if unchanged and not pool.revisions_to_keep:
             return vm, pool, {}
         self.check_growth(pool)
         self._check_all_halted(vm)
+        if unchanged:
+            return vm, pool, {}
         template = self.find_vm(vm.template) if vm.template else None
         root = (self.images_on_disk(template) if template else there).get("root", (0,))[0]
         size = volatile_size(max(root, vm.klass.root_size))

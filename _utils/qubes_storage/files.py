@@ -13,6 +13,7 @@ import grp
 import os
 import stat
 
+from qubes_storage import image
 from qubes_storage.exc import InvalidInput, StoragePoolException
 
 DIR_MODE = 0o2770
@@ -276,13 +277,20 @@ def rename_new(from_fd, to_fd, name):
 
 def remove_tree(dir_fd, name):
     """Delete a directory and what is in it; links are deleted, never followed."""
+    if image.destroy_subvolume(dir_fd, name):
+        return
     with closing(open_subdir(dir_fd, name)) as fd:
         for entry in os.listdir(fd):
-            if stat.S_ISDIR(os.stat(entry, dir_fd=fd, follow_symlinks=False).st_mode):
-                remove_tree(fd, entry)
-            else:
-                os.unlink(entry, dir_fd=fd)
+            remove(fd, entry)
     os.rmdir(name, dir_fd=dir_fd)
+
+
+def remove(dir_fd, name):
+    """Delete a file, a link, or a directory and what is in it."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        remove_tree(dir_fd, name)
+    else:
+        os.unlink(name, dir_fd=dir_fd)
 
 
 def is_mount(root, path):

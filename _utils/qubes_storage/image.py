@@ -5,10 +5,14 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 
 from qubes_storage.exc import StoragePoolException
 
 _FICLONE = 0x40049409
+_SUBVOL_CREATE, _SNAP_DESTROY, _SNAP_CREATE_V2 = 0x5000940E, 0x5000940F, 0x50009417
+_INO_LOOKUP, _FS_INFO = 0xD0009412, 0x8400941F
+_SUBVOLUME = 256  # the inode number of the directory that each subvolume of btrfs is
 _LOOP_SET_CAPACITY = 0x4C07
 _CHUNK = 1 << 30
 _PIECE = 1 << 22
@@ -192,6 +196,34 @@ def shares_blocks(fd):
     return filesystem(fd) in _SHARING
 
 
+def can_share(fd):
+    """Whether copies in an open directory share blocks, tried out; nothing is left behind."""
+    with contextlib.ExitStack() as stack:
+        one, other = (_nameless(fd, stack) for _ in range(2))
+        os.write(one, bytes(4096))
+        try:
+            fcntl.ioctl(other, _FICLONE, one)
+        except OSError as err:
+            if err.errno not in _NOT_HERE:
+                raise
+            return False
+    return True
+
+
+def _nameless(dir_fd, stack):
+    """A file in an open directory that is gone once it is closed."""
+    try:
+        fd = os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    except OSError as err:
+        if err.errno not in (*_NOT_HERE, errno.EISDIR):
+            raise
+        name = f".sharing-{os.getpid()}-{os.urandom(8).hex()}"
+        fd = os.open(name, _CREATE, 0o600, dir_fd=dir_fd)
+        os.unlink(name, dir_fd=dir_fd)
+    stack.callback(os.close, fd)
+    return fd
+
+
 def used_by_loop(fd):
     """The loop device over an open file, by which a running VM uses it, or None."""
     return next(_loops(fd), None)
@@ -227,3 +259,61 @@ def tell_loops(path):
                     f"{device}: does not know that its image has grown: {err.strerror}; tell it"
                     f" with losetup -c {device}"
                 ) from err
+
+
+def _btrfs(fd, call, *fields):
+    """A call of btrfs on an open directory, with the fields of its argument; returns that."""
+    size = call >> 16 & 0x3FFF
+    argument = bytearray(struct.pack(*fields).ljust(size, b"\0"))
+    fcntl.ioctl(fd, call, argument)
+    return argument
+
+
+def create_subvolume(dir_fd, name):
+    """Make a subvolume in an open directory."""
+    _btrfs(dir_fd, _SUBVOL_CREATE, "=q4088s", 0, os.fsencode(name))
+
+
+def snapshot_subvolume(source_fd, dir_fd, name):
+    """Make ``name`` in an open directory a snapshot of the open subvolume."""
+    _btrfs(dir_fd, _SNAP_CREATE_V2, "=qQQ32s4040s", source_fd, 0, 0, b"", os.fsencode(name))
+
+
+def destroy_subvolume(dir_fd, name):
+    """Delete a subvolume with all that is in it, if it is one and may be; whether it went."""
+    found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if found.st_ino != _SUBVOLUME or not stat.S_ISDIR(found.st_mode):
+        return False
+    try:
+        _btrfs(dir_fd, _SNAP_DESTROY, "=q4088s", 0, os.fsencode(name))
+    except OSError:
+        return False  # no subvolume, or one that has others in it
+    return True
+
+
+def is_subvolume(fd):
+    """Whether an open directory is a subvolume of btrfs."""
+    return os.fstat(fd).st_ino == _SUBVOLUME and isinstance(device(fd), bytes)
+
+
+def device(fd):
+    """What files of one filesystem have in common: st_dev, on btrfs the filesystem's own id."""
+    try:
+        return bytes(_btrfs(fd, _FS_INFO, "=x")[16:32])
+    except OSError:
+        return os.fstat(fd).st_dev
+
+
+def identity(dir_fd, name):
+    """A text that tells a directory from another in its place; subvolumes share inode numbers."""
+    found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if found.st_ino != _SUBVOLUME or not stat.S_ISDIR(found.st_mode):
+        return str(found.st_ino)
+    fd = os.open(name, _READ | os.O_DIRECTORY, dir_fd=dir_fd)
+    try:
+        tree = _btrfs(fd, _INO_LOOKUP, "=QQ", 0, _SUBVOLUME)
+        return f"{found.st_ino}.{struct.unpack_from('=Q', tree)[0]}"
+    except OSError:
+        return str(found.st_ino)
+    finally:
+        os.close(fd)

@@ -11,7 +11,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from qubes_storage import files
+from qubes_storage import files, image
 
 FROM = "from"
 OUTSIDE = "outside"  # in the same place: ``INODE:PATH`` of a file of the caller's that goes
@@ -82,14 +82,14 @@ class Origin:
 
     def _is_old(self, fd, name):
         found = files.exists(fd, name)
-        return found is not None and str(found.st_ino) == self.inode
+        return found is not None and image.identity(fd, name) == self.inode
 
 
 def undo(root, fd, name):
     """Take away what a dead run made of NAME, which its inode number tells, and its markers."""
     with files.closing(files.open_subdir(fd, creating(name))) as marker:
         there = files.exists(fd, name)
-        if there and files.exists(marker, str(there.st_ino)):
+        if there and files.exists(marker, image.identity(fd, name)):
             os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
         origin = Origin.read(marker)
     files.remove_tree(fd, creating(name))

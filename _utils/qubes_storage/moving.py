@@ -116,7 +116,7 @@ class Moving:
         if fd is None:
             return 0
         with files.closing(fd), files.closing(target.open()) as there:
-            if os.fstat(fd).st_dev == os.fstat(there).st_dev and (
+            if image.device(fd) == image.device(there) and (
                 self._links(source, target) or image.shares_blocks(there)
             ):
                 return 0
@@ -139,7 +139,7 @@ class Moving:
         plan.texts = self._rules_elsewhere(vm)
         switched = False
         with files.closing(source.open_subdir(vm.klass.subdir)) as fd:
-            inode = str(files.exists(fd, vm.dirname).st_ino)
+            inode = image.identity(fd, vm.dirname)
             plan.origin = markers.Origin(source.vmdir(vm), inode, keep, place)
             mark = markers.moving(vm.dirname)
             os.symlink(place, mark, dir_fd=fd)

@@ -37,6 +37,16 @@ class Placing:
                 " mounted; mount it, or remove the VMs from the registry with qubes_vm.remove"
             )
 
+    def _check_setup(self, pool, try_out=False):
+        """Ask the driver of a pool whether its place will do."""
+        if not isinstance(pool, Pool):
+            return
+        for path in (pool.dir_path, os.path.dirname(pool.dir_path.rstrip("/"))):
+            with contextlib.suppress(FileNotFoundError):
+                with files.closing(files.open_dir(self.root, path)) as fd:
+                    pool.check_setup(fd, try_out)
+                return
+
     def _check_parent(self, name, path):
         if os.path.normpath(path) == os.path.dirname(registry.PATH):
             return  # of the machine's own layout: the lock is there, and makes it

@@ -36,7 +36,7 @@ def check_volumes(name, volumes):
             if option in ("pool", "revisions_to_keep"):
                 raise NotSupported(
                     f"VM {name}: {option} of volume {volume}: backend local keeps all images of a"
-                    " VM in one pool, without revisions; declare the VM's pool"
+                    " VM in one pool, as that says; declare the VM's pool, and its options"
                 )
             if option != "size":
                 raise InvalidInput(
@@ -270,10 +270,10 @@ class Planning:
         """How many bytes the copies of a plan take, 0 where their blocks are shared."""
         needed = 0
         with files.closing(plan.pool.open()) as fd:
-            here = os.fstat(fd).st_dev if image.shares_blocks(fd) else None
+            here = image.device(fd) if image.shares_blocks(fd) else None
         for wanted in plan.images:
             if wanted.source:
                 with wanted.source.opened() as source:
-                    found = os.fstat(source)
-                needed += found.st_blocks * 512 if found.st_dev != here else 0
+                    if image.device(source) != here:
+                        needed += os.fstat(source).st_blocks * 512
         return needed

@@ -1,24 +1,20 @@
 """
 The Pool that a driver extends, and how a section of storage.conf becomes one.
 
-A driver is a class whose keyword-only arguments of ``__init__`` are its options: they are the
-schema. ``driver = NAME`` is the class ``Pool`` in ``drivers/NAME.py``; ``class = a.b.C`` is any
-class that Python can import, and beats ``driver``.
+:py:mod:`~qubes_storage.finding` says where a driver's class comes from, docs/drivers.md how one is
+written.
 """
 
-import importlib
-import inspect
 import os
-import pkgutil
 
-from qubes_storage import drivers, files, image, trust
-from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage import files, image
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.finding import list_drivers, load, load_driver, schema
 from qubes_storage.values import normalise
 from qubes_storage.vm import SUBDIRS
 
 CONF = "/etc/qubes/storage.conf"
-# R3.2's own names for the classes that are the bundled driver xen here.
-_R32_CLASSES = {"qubes.storage.xen.XenStorage": "xen", "qubes.storage.xen.XenPool": "xen"}
+__all__ = ["Pool", "list_drivers", "load", "make_pool", "pool_class", "schema"]
 _NOT_OPTIONS = ("driver", "class")
 defaults = {"pool_config": {"dir_path": "/var/lib/qubes"}}
 
@@ -27,14 +23,32 @@ class Pool:
     """
     A directory of images. A driver overrides only what it does otherwise.
 
-    Making the object touches nothing: :py:meth:`missing` tells which directories it lacks and
-    :py:meth:`create` makes exactly those.
+    **What a driver has to say**: its options, as keyword-only arguments of ``__init__`` with their
+    types (``str``, ``int``, ``bool``) and defaults; storage.conf's texts arrive as these types.
+    Making the object touches nothing, for it is also made to look: :py:meth:`missing` tells which
+    directories it lacks, :py:meth:`create` makes exactly those, :py:meth:`check_setup` refuses a
+    place that will not do.
+
+    **What it may do better**: make, clone and resize an image, make a VM's directory, keep
+    revisions, tell usage, verify. Each has a working default here.
+
+    Sizes are bytes. ``path`` is to be opened as it is; ``fd`` is an open directory of a VM, and
+    names are those of files in it: ``root.img``, ``private.img``, ``volatile.img``,
+    ``root-cow.img``. Nothing that is there is ever written over (FileExistsError). An OSError is
+    told to the user with VM and path; a StoragePoolException as it is, so it names pool, path and
+    cure. Group and mode are set, and files synced, by the caller.
+
+    **Order of calls**: for a pool ``missing``, ``check_setup`` (looking), ``create``,
+    ``check_setup`` (trying out). For a VM, under the lock: ``make_vmdir``, then for each image
+    ``create_image`` or ``clone_image``, then ``resize_image`` if it is to be larger; the directory
+    is then renamed into its place, and the registry written last.
     """
 
     root = "/"  # where the machine's / lies
-    can_revisions = False
+    can_revisions = False  # whether snapshot, revisions and revert do anything
+    revisions_to_keep = 0
 
-    def __init__(self, name, *, dir_path):
+    def __init__(self, name, *, dir_path: str):
         self.name = name
         self.dir_path = dir_path
 
@@ -104,6 +118,25 @@ class Pool:
                     " it, first"
                 ) from err
 
+    def check_setup(self, fd, try_out):
+        """
+        Refuse a directory, open as ``fd``, whose filesystem will not do for the pool.
+
+        ``try_out`` allows to write and take away again; else nothing is written. Where the pool's
+        directory is still to be made, ``fd`` is the one that it will be made in.
+        """
+
+    def make_vmdir(self, fd, name, like=None, keep=()):
+        """
+        Make the directory ``name`` of a VM in the open directory ``fd``; returns a handle of it.
+
+        ``like`` is the open directory of a VM in a pool of the same class of which the images
+        named in ``keep`` are to be copied. A driver may bring them along here, and then no
+        :py:meth:`clone_image` is asked for them; anything else is not to be there.
+        """
+        del like, keep
+        return files.make_dir(fd, name)
+
     def create_image(self, path, size):
         """Make an image of ``size`` bytes at ``path``, where there is nothing."""
         image.create(path, size)
@@ -120,6 +153,37 @@ class Pool:
         """Grow an image to ``size`` bytes."""
         image.resize(path, size)
 
+    def snapshot(self, fd, names):
+        """Keep images as they are as revisions; returns ``{name: revision}`` of those kept."""
+        del fd, names
+        return {}
+
+    def revisions(self, fd, name):
+        """The revisions of an image, the oldest first, by the names :py:meth:`revert` takes."""
+        del fd
+        raise NotSupported(
+            f"pool {self.name}: its driver keeps no revisions ({name}); migrate the VM to a pool"
+            " of driver reflink or btrfs, or clone it beforehand"
+        )
+
+    def revert(self, fd, name, revision):
+        """
+        Have an image be as it was in a revision; what it holds now becomes a revision.
+
+        The image never shrinks. A crash leaves it as it was or as it is to be.
+        """
+        self.revisions(fd, name)
+
+    def verify(self, fd):
+        """What is wrong with the files of a VM, besides what is wrong anywhere, as sentences."""
+        del fd
+        return []
+
+    def owns(self, name):
+        """Whether a file of that name in a VM's directory is the driver's own, as a revision."""
+        del name
+        return False
+
     def usage(self):
         """``{size, used, free}`` of the pool's filesystem in bytes."""
         with files.closing(self.open()) as fd:
@@ -127,51 +191,6 @@ class Pool:
         unit = found.f_frsize
         used = (found.f_blocks - found.f_bfree) * unit
         return {"size": found.f_blocks * unit, "used": used, "free": found.f_bavail * unit}
-
-
-def list_drivers():
-    """The names of the drivers there are: one a file in ``qubes_storage/drivers``."""
-    return sorted(module.name for module in pkgutil.iter_modules(drivers.__path__))
-
-
-def _load_driver(driver, pool):
-    if driver not in list_drivers():
-        raise StoragePoolException(
-            f"pool {pool}: unknown driver {driver!r}; there are {', '.join(list_drivers())}; for"
-            " any other write class = package.module.Class of one that Python can import"
-        )
-    try:
-        return importlib.import_module(f"qubes_storage.drivers.{driver}").Pool
-    except Exception as err:
-        raise StoragePoolException(
-            f"pool {pool}: driver {driver} cannot be imported: {type(err).__name__}: {err}"
-        ) from err
-
-
-def load(string, pool=None):
-    """
-    The class of a dotted path, as R3.2's ``load``; what is not a string comes back as it is.
-
-    Nothing is imported from a file that others than root may write: see :py:mod:`trust`.
-    """
-    if not isinstance(string, str):
-        return string
-    if string in _R32_CLASSES:
-        return _load_driver(_R32_CLASSES[string], pool)
-    module, _, name = string.rpartition(".")
-    who = f"pool {pool}: " if pool else ""
-    if not module or not all(part.isidentifier() for part in string.split(".")):
-        raise StoragePoolException(
-            f"{who}class {string!r} is no dotted path; write one such as package.module.Class"
-        )
-    trust.check_module(module, who)
-    try:
-        return getattr(importlib.import_module(module), name)
-    except Exception as err:
-        raise StoragePoolException(
-            f"{who}class {string} cannot be imported: {type(err).__name__}: {err}; install it where"
-            " this Python finds it"
-        ) from err
 
 
 def dump(obj):
@@ -184,31 +203,10 @@ def pool_class(name, config):
     if "class" in config:
         return load(config["class"], name)
     if "driver" in config:
-        return _load_driver(config["driver"], name)
+        return load_driver(config["driver"], name)
     raise StoragePoolException(
         f"pool {name}: has neither driver nor class in {CONF}; add driver = xen"
     )
-
-
-def schema(klass):
-    """
-    ``({option: type or None}, whether it takes any other, the options it must have)`` of a class.
-    """
-    try:
-        parameters = list(inspect.signature(klass).parameters.values())
-    except (TypeError, ValueError):
-        return {}, True, set()
-    types, anything, needed = {}, False, set()
-    for parameter in parameters[1:]:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            anything = True
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            given = parameter.annotation
-            types[parameter.name] = {"bool": bool, "int": int}.get(given, given)
-            if parameter.default is parameter.empty:
-                needed.add(parameter.name)
-    known = {k: t if t in (bool, int) else None for k, t in types.items()}
-    return known, anything, needed
 
 
 def in_force(name, config):

@@ -6,12 +6,12 @@ from qubes_storage import files, guards
 from qubes_storage.conf import Conf
 from qubes_storage.declared import Declared, foreign
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.finding import describe_drivers
 from qubes_storage.placing import Placing, pool_of
 from qubes_storage.pool import (
     CONF,
     Pool,
     in_force,
-    list_drivers,
     make_pool,
     pool_class,
     schema,
@@ -30,8 +30,8 @@ class Pools(Placing):
         return {name: dict(config) for name, config in self.sections().items()}
 
     def list_drivers(self):
-        """The names of the drivers."""
-        return list_drivers()
+        """``{name: {options, from}}`` of the drivers that a pool can have."""
+        return describe_drivers()
 
     def vms_in(self, pool):
         """The VMs that qubes.xml places in a pool; dom0 has no images and does not count."""
@@ -71,6 +71,7 @@ class Pools(Placing):
             guards.check_mount(self.root, name, self.guards(name))
             found.update(pool.usage())
             found["problems"] += self._on_disk(pool)
+            self._check_setup(pool)
             found["provisioned"] = sum(
                 size for vm in vms for size, _ in self.images_on_disk(vm).values()
             )
@@ -110,7 +111,7 @@ class Pools(Placing):
         declared = Declared(name, driver, options, require_mount, min_free, config)
         return foreign(name, self._after(name, declared.options))
 
-    def _diff(self, name, declared):
+    def _diff(self, name, declared, looking=True):
         """``(changes, options of the section to set)``; everything is validated here."""
         old = self.sections().get(name)
         if old is None:
@@ -142,6 +143,8 @@ class Pools(Placing):
             self.check_disk(pool)
             if old is not None:
                 changes["directories"] = {"old": [], "new": missing}
+        if looking:
+            self._check_setup(pool)
         return self._with_guards(name, old, declared, changes), options
 
     def _section(self, name):
@@ -216,10 +219,10 @@ class Pools(Placing):
 
     def _write(self, name, declared, exists):
         self._check_exists(name, exists)
-        self._diff(name, declared)  # before the lock, which would make a missing qubes.xml
+        self._diff(name, declared, False)  # before the lock, which would make a missing qubes.xml
         with self.locked():
             self._check_exists(name, exists)
-            changes, options = self._diff(name, declared)
+            changes, options = self._diff(name, declared, False)
             if not changes:
                 return changes
             pool = make_pool(name, self._after(name, options), self.root)
@@ -228,6 +231,7 @@ class Pools(Placing):
                 stale = set(self.guards(name)) - set(guarded)
                 guarded.update(dict.fromkeys(stale))
             with self._made(pool):
+                self._check_setup(pool, True)
                 if guarded:
                     self.edit_conf(guards.PATH, name, guarded)
                 if options and self.edit_conf(CONF, name, options) and name != "default":

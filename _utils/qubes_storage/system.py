@@ -16,6 +16,7 @@ from qubes_storage.pool import CONF, make_pool, pick
 from qubes_storage.pools import Pools
 from qubes_storage.removal import Removal
 from qubes_storage.report import Report
+from qubes_storage.reverting import Reverting
 from qubes_storage.vms import VMs
 
 SOCKET = "/var/run/qubesd.sock"
@@ -54,12 +55,10 @@ _ADMIN_ONLY = {
     "default_pools": "R3.2's default pool is always the one named default",
     "default_pools_diff": "R3.2's default pool is always the one named default",
     "set_default_pools": "R3.2's default pool is always the one named default",
-    "revisions": "the driver xen keeps none; clone the VM with qubes_vm.clone beforehand",
-    "revert": "the driver xen keeps no revisions; clone the VM beforehand with qubes_vm.clone",
 }
 
 
-class System(Pools, Orphans, VMs, Moving, Checking, Removal, Disks, Report):
+class System(Pools, Orphans, VMs, Moving, Checking, Reverting, Removal, Disks, Report):
     """
     A machine in R3.2's layout below ``root``.
 

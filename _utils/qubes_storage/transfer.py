@@ -42,6 +42,8 @@ def take(wanted, pool, target):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     with files.closing(fd):
         for name in sorted(os.listdir(fd)):
+            if wanted.pool.owns(name) and not pool.owns(name):
+                continue  # a revision is nothing to a driver that keeps none
             if wanted.names is None or name in wanted.names:
                 _take(wanted, pool, fd, name, target, wanted.renamed.get(name, name))
         if wanted.keep:

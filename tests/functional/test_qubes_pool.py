@@ -132,7 +132,9 @@ def test_functions_tell_wrong_asking_from_what_cannot_be_done(modules):
 
 def test_info_of_a_pool_that_is_not_there_is_none(modules):
     assert modules.qubes_pool.info("nope") is None
-    assert "xen" in modules.qubes_pool.drivers()
+    xen = modules.qubes_pool.drivers()["xen"]
+    assert xen["options"] == {"dir_path": {"type": "str"}}
+    assert xen["from"].endswith("drivers/xen.py")
 
 
 def test_orphans_are_listed_with_what_they_hold(modules, root):

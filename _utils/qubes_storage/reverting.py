@@ -1,0 +1,73 @@
+"""Old images of a VM: kept, listed and brought back by the driver of its pool."""
+
+import os
+
+from qubes_storage import image, revisions
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.vm import IMAGES
+
+_KEPT = ("root", "private")
+
+
+class Reverting:
+    """The part of :py:class:`~qubes_storage.system.System` that keeps revisions."""
+
+    def _keep_revisions(self, vm, pool, fd):
+        """Have the driver keep a VM's images as they are; the entry for ``changes``, or none."""
+        names = [vm.images[v] for v in _KEPT if v in vm.images and image.measure(fd, vm.images[v])]
+        kept = pool.snapshot(fd, names)
+        return {"revisions": {"old": None, "new": kept}} if kept else {}
+
+    def revisions(self, name, volume="private"):
+        """The revisions of a volume, the oldest first, by the names :py:meth:`revert` takes."""
+        vm, pool = self._with_revisions(name, volume)
+        with self._writing(vm, pool) as fd:
+            return pool.revisions(fd, IMAGES[volume])
+
+    def _with_revisions(self, name, volume):
+        vm = self.get_vm(name)
+        self._check_own_directory(vm)
+        there = [v for v in _KEPT if v in vm.images]
+        if volume not in there:
+            raise InvalidInput(
+                f"VM {name}: volume {volume!r} has no revisions; it has {', '.join(there)} of its"
+                " own"
+            )
+        pool = self.pool_of(vm)
+        self._check_images(vm, pool, [])
+        return vm, pool
+
+    def revert(self, name, volume="private", revision=None):
+        """
+        Go back to a revision of a volume, the newest if none is named; what the volume holds now
+        becomes a revision, and its size stays. Returns the changes.
+        """
+        self._plan_revert(name, volume, revision)
+        with self.locked():
+            vm, pool, found = self._plan_revert(name, volume, revision)
+            with self._writing(vm, pool) as fd:
+                if volume == "root" and "root-cow" in vm.images:
+                    # VMs that run on the template see its root through this; it begins anew.
+                    size = image.measure(fd, IMAGES["root"])[0]
+                    self._renew_cow(pool, fd, size)
+                pool.revert(fd, IMAGES[volume], found)
+        return {"revision": {"old": None, "new": found}}
+
+    def _plan_revert(self, name, volume, revision):
+        vm, pool = self._with_revisions(name, volume)
+        with self._writing(vm, pool) as fd:
+            if not pool.can_revisions:
+                pool.revisions(fd, IMAGES[volume])  # says so, and the way there
+                raise StoragePoolException(f"pool {pool.name}: its driver cannot revert")
+            found = revisions.choose(
+                pool.revisions(fd, IMAGES[volume]), revision, f"VM {name}: volume {volume}"
+            )
+        self.check_growth(pool)
+        self._check_all_halted(vm, ("private",) if vm.klass.is_template else None)
+        return vm, pool, found
+
+    def _renew_cow(self, pool, fd, size):
+        new = f".{IMAGES['root-cow']}.new"
+        self._make(pool, fd, new, size)
+        os.rename(new, IMAGES["root-cow"], src_dir_fd=fd, dst_dir_fd=fd)
+        os.fsync(fd)

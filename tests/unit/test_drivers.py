@@ -1,0 +1,201 @@
+"""The drivers on real filesystems: blocks shared, old images kept and brought back."""
+
+import os
+import re
+import subprocess
+
+import pytest
+from qubes_storage import files, image
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+
+from tests.r32.machine import LIB
+from tests.unit.test_build import kill_at
+from tests.unit.test_image import mount
+
+MIB = 1024**2
+OLD = re.compile(r"\d+@\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+
+
+@pytest.fixture
+def disk(scratch, tmp_path_factory):
+    """``disk(kind)``: a machine with a filesystem of a kind at /mnt/ssd."""
+    mounted = []
+
+    def make(kind):
+        machine = scratch()
+        place = tmp_path_factory.mktemp(kind) / "mnt"
+        place.mkdir()
+        mount(kind, place)
+        mounted.append(place)
+        inside = machine.mkdir("/mnt/ssd")
+        subprocess.run(["mount", "--bind", place, inside], check=True)
+        mounted.append(inside)
+        return machine
+
+    yield make
+    for place in reversed(mounted):
+        subprocess.run(["umount", place], check=True)
+
+
+def pool_with_vm(machine, driver="reflink", **options):
+    system = machine.connect()
+    system.add_pool("ssd", driver=driver, dir_path="/mnt/ssd/qubes", **options)
+    system.create_vm("work", klass="StandaloneVM", template="fedora-23", pool="ssd")
+    return system
+
+
+def write(machine, path, text):
+    with open(machine.path(path), "r+b") as file:
+        file.write(text.encode())
+
+
+def read(machine, path, count=3):
+    with open(machine.path(path), "rb") as file:
+        return file.read(count).decode()
+
+
+IMG = "/mnt/ssd/qubes/appvms/work/private.img"
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
+@pytest.mark.parametrize("driver", ["reflink", "file-reflink"])
+def test_reflink_refuses_what_shares_no_blocks_and_leaves_nothing(disk, kind, driver):
+    machine = disk(kind)
+    system = machine.connect()
+    before = machine.tree()
+    for verb in (system.pool_diff, system.add_pool):
+        with pytest.raises(StoragePoolException, match=f"pool ssd: /mnt/ssd/qubes lies on {kind}"):
+            verb("ssd", driver=driver, dir_path="/mnt/ssd/qubes")
+        assert {p for p in machine.tree() if "/mnt" in p} == {p for p in before if "/mnt" in p}
+    assert "ssd" not in system.list_pools()
+    system.add_pool("ssd", driver=driver, dir_path="/mnt/ssd/qubes", setup_check="no")
+    assert not [p for p in system.pool_info("ssd")["problems"] if "shares" in p]
+
+
+@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
+def test_revisions_are_named_kept_and_brought_back(disk, kind):
+    machine = disk(kind)
+    system = pool_with_vm(machine, revisions_to_keep="2")
+    assert sorted(os.listdir(machine.path("/mnt/ssd/qubes"))) == [
+        "appvms", "servicevms", "vm-templates",
+    ]  # fmt: skip
+    assert system.revisions("work") == []
+    with pytest.raises(InvalidInput, match="no revision yet"):
+        system.revert("work")
+    for text in ("one", "two", "six"):
+        write(machine, IMG, text)
+        kept = system.reset_vm("work")["revisions"]["new"]
+        assert set(kept) == {"root.img", "private.img"}
+    found = system.revisions("work", "private")
+    assert [each.split("@")[0] for each in found] == ["2", "3"]
+    assert all(OLD.fullmatch(each) for each in found)
+    write(machine, IMG, "now")
+    system.resize_vm("work", "private", "4GiB")
+    with pytest.raises(InvalidInput, match="no revision 9; it has 2@"):
+        system.revert("work", "private", 9)
+    assert system.revert("work", "private", "2") == {"revision": {"old": None, "new": found[0]}}
+    assert read(machine, IMG) == "two"
+    assert os.stat(machine.path(IMG)).st_size == 4 * 1024 * MIB
+    assert [each.split("@")[0] for each in system.revisions("work")] == ["3", "4"]
+    system.revert("work")
+    assert read(machine, IMG) == "now"
+    assert system.verify_vm("work") == []
+    system.migrate_vm("work", "default")
+    assert not [n for n in os.listdir(machine.path(f"{LIB}/appvms/work")) if "@" in n]
+    with pytest.raises(NotSupported, match="driver reflink"):
+        system.revisions("work")
+
+
+def test_a_template_commits_and_reverts_its_root_with_a_new_cow(disk):
+    machine = disk("xfs")
+    system = pool_with_vm(machine)
+    system.clone_vm("fedora-23", "fedora-24", "ssd")
+    root = "/mnt/ssd/qubes/vm-templates/fedora-24/root.img"
+    assert set(system.commit_vm("fedora-24")) == {"root-cow", "revisions"}
+    write(machine, root, "bad")
+    system.revert("fedora-24", "root")
+    assert read(machine, root, 4) == "ROOT"
+    assert system.verify_vm("fedora-24") == []
+    with pytest.raises(InvalidInput, match="it has root, private of its own"):
+        system.revert("fedora-24", "volatile")
+
+
+def test_a_revert_that_died_anywhere_leaves_the_image_as_it_was_or_is_to_be(disk):
+    machine = disk("xfs")
+    system = pool_with_vm(machine, revisions_to_keep="50")
+    write(machine, IMG, "old")
+    system.reset_vm("work")
+    for number in range(1, 400, 23):
+        write(machine, IMG, "new")
+        through = kill_at(number, lambda: machine.connect().revert("work", "private", 1))
+        assert read(machine, IMG) in ("new", "old")
+        if through:
+            break
+    assert through
+    assert read(machine, IMG) == "old"
+    assert machine.connect().verify_vm("work") == []
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs", "xfs", "btrfs"])
+def test_sharing_is_tried_out_and_nothing_is_left(disk, kind):
+    machine = disk(kind)
+    before = set(os.listdir(machine.path("/mnt/ssd")))
+    with files.closing(os.open(machine.path("/mnt/ssd"), os.O_RDONLY)) as fd:
+        assert image.can_share(fd) is (kind in ("xfs", "btrfs"))
+    assert set(os.listdir(machine.path("/mnt/ssd"))) == before
+
+
+def subvolumes(machine):
+    """The names of the subvolumes below the pool."""
+    command = ["btrfs", "subvolume", "list", machine.path("/mnt/ssd")]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return sorted(line.rpartition("/")[2] for line in shown.splitlines())
+
+
+def test_btrfs_has_a_subvolume_a_vm_and_deletes_it(disk):
+    machine = disk("btrfs")
+    system = pool_with_vm(machine, "btrfs")
+    assert subvolumes(machine) == ["work"]
+    write(machine, IMG, "one")
+    system.clone_vm("work", "play", "ssd")
+    play = IMG.replace("work", "play")
+    assert subvolumes(machine) == ["play", "work"]
+    assert read(machine, play) == "one"
+    assert sorted(n for n in os.listdir(machine.path(play).parent) if "." in n) == [
+        "icon.png", "private.img", "root.img",
+    ]  # fmt: skip
+    assert machine.path(play).parent.stat().st_mode & 0o7777 == 0o2770
+    system.reset_vm("work")
+    write(machine, IMG, "two")
+    system.revert("work")
+    assert read(machine, IMG) == "one"
+    system.rename_vm("play", "game")
+    assert subvolumes(machine) == ["game", "work"]
+    assert system.verify_vm("work") == system.verify_vm("game") == []
+    system.remove_vm("game", purge=True)
+    system.migrate_vm("work", "default")
+    assert subvolumes(machine) == []
+    system.migrate_vm("work", "ssd")
+    assert subvolumes(machine) == ["work"]
+    assert read(machine, IMG) == "one"
+
+
+def test_btrfs_refuses_another_filesystem(disk):
+    machine = disk("xfs")
+    for verb in (machine.connect().pool_diff, machine.connect().add_pool):
+        with pytest.raises(StoragePoolException, match="lies on xfs, not on btrfs; mount btrfs"):
+            verb("ssd", driver="btrfs", dir_path="/mnt/ssd/qubes")
+
+
+def test_a_clone_into_btrfs_that_died_anywhere_is_mended(disk):
+    machine = disk("btrfs")
+    system = pool_with_vm(machine, "btrfs")
+    for number in range(1, 900, 41):
+        through = kill_at(number, lambda: machine.connect().clone_vm("work", "play", "ssd"))
+        machine.connect().remove_vm("play", purge=True)
+        assert subvolumes(machine) == ["work"]
+        assert os.listdir(machine.path("/mnt/ssd/qubes/appvms")) == ["work"]
+        if through:
+            break
+    assert through
+    assert system.verify_vm("work") == []
