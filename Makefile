@@ -1,5 +1,6 @@
 # make highstate   the main job, in ./demo: a machine root made as a pillar says
 # make test        all tests; SALT=3006 for another Salt, TESTS=tests/unit for a part
+# make torture     every step of every operation killed, failed and replayed: takes hours
 # make lint bench install
 PYTHON ?= python3
 SALT ?=
@@ -10,7 +11,7 @@ VENV := .venv$(if $(SALT),-$(SALT))
 BIN := $(VENV)/bin
 DEMO := $(CURDIR)/demo
 
-.PHONY: highstate test lint format bench install dist clean
+.PHONY: highstate test torture lint format bench install dist clean
 
 highstate: $(VENV)/ready
 	$(MAKE) --no-print-directory install DESTDIR=demo/srv/salt
@@ -23,6 +24,9 @@ highstate: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+torture: $(VENV)/ready
+	TORTURE=1 $(BIN)/python -m pytest tests/torture $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
