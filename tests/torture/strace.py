@@ -1,0 +1,173 @@
+"""
+A function run in a child of this process under strace: recorded, killed or failed at one call.
+
+The child is forked from the warm process and traced from outside, so a run is short and every run
+from the same files makes the same calls in the same order.
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import traceback
+from dataclasses import dataclass, field
+
+from tests.torture.calls import CALLS, changes_files, parse
+
+
+@dataclass
+class Call:
+    """One system call: the ``number``-th of its name in its run, counted from 1."""
+
+    name: str
+    number: int
+    args: list  # texts as bytes, descriptors as Fd(number, path), anything else as strace shows it
+    result: object  # what it returned: a number, an Fd, or None for a call that did not return
+    error: str = None  # the errno of one that failed, by name
+    paths: list = field(default_factory=list)  # absolute, of what it names, in the order of args
+
+    def __str__(self):
+        shown = " ".join(os.fsdecode(path) for path in self.paths)
+        return f"{self.name} {self.number} {shown}"
+
+    def is_like(self, other):
+        """Whether it is that call of another run; inode numbers and the like may differ."""
+        both = [[re.sub(rb"\d+", b"N", p) for p in call.paths] for call in (self, other)]
+        return (self.name, self.number, both[0]) == (other.name, other.number, both[1])
+
+
+@dataclass
+class Ending:
+    """How a child ended: killed, or with what the function returned or raised."""
+
+    killed: bool = False
+    value: object = None
+    error: BaseException = None
+    traceback: str = ""
+
+
+def missing():
+    """Why nothing can be traced here, or None."""
+    if not shutil.which("strace"):
+        return "strace is not installed"
+    try:
+        _traced(lambda: None, ())
+    except OSError as err:
+        return f"strace cannot attach to a child: {err}"
+    return None
+
+
+def record(function, folder):
+    """
+    The file-changing calls that a function makes on what lies below ``folder``, in order.
+
+    Raises what the function raises.
+    """
+    ending, calls = _traced(function, ())
+    if ending.error:
+        raise ending.error
+    below = os.fsencode(os.path.realpath(folder)) + b"/"
+    return [
+        call
+        for call in calls
+        if changes_files(call) and (not call.paths or any(_in(p, below) for p in call.paths))
+    ]
+
+
+def _in(path, below):
+    return (path + b"/").startswith(below)
+
+
+def interrupt(function, call, error=None):
+    """
+    Run a function whose ``call`` is never made: the child is killed when it comes to it, or the
+    call fails with ``error``, the name of an errno. Returns the :py:class:`Ending`.
+    """
+    what = f"error={error}" if error else "signal=KILL"
+    ending, calls = _traced(function, ("-e", f"inject={call.name}:{what}:when={call.number}"))
+    reached = [each for each in calls if (each.name, each.number) == (call.name, call.number)]
+    if not reached or not reached[0].is_like(call):
+        raise AssertionError(f"the run did not come to {call}, but to {[*map(str, reached)]}")
+    if not error and not ending.killed:
+        raise AssertionError(f"not killed at {call}: {ending}")
+    return ending
+
+
+def run(function):
+    """Run a function in a child, untraced."""
+    child = _Child(function)
+    child.go()
+    return child.end()
+
+
+class _Child:
+    """A forked child that waits for its go and tells how it ended."""
+
+    def __init__(self, function):
+        self._start, self._report = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            self._run(function)
+        os.close(self._start[0])
+        os.close(self._report[1])
+
+    def _run(self, function):
+        try:
+            os.close(self._start[1])
+            os.read(self._start[0], 1)
+            ending = Ending()
+            try:
+                ending.value = function()
+            except BaseException as err:
+                ending = Ending(error=err, traceback=traceback.format_exc())
+            with open(self._report[1], "wb") as file:
+                file.write(pickle.dumps(ending))
+        finally:
+            os._exit(0)
+
+    def go(self):
+        os.write(self._start[1], b"!")
+
+    def end(self):
+        with open(self._report[0], "rb") as file:
+            data = file.read()
+        os.close(self._start[1])
+        _, status = os.waitpid(self.pid, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL, status
+            return Ending(killed=True)
+        return pickle.loads(data)
+
+
+def _traced(function, options):
+    """``(ending, calls)``: every call of those names, also those that only read."""
+    with tempfile.NamedTemporaryFile(prefix="strace-") as log, contextlib.ExitStack() as stack:
+        child = _Child(function)
+        trace = ",".join(f"?{name}" for name in (*CALLS, "dup"))
+        command = [
+            "strace", "-f", "-y", "-xx", "-s", str(1 << 24), "-e", f"trace={trace}",
+            "-e", "signal=none", *options, "-o", log.name, "-p", str(child.pid),
+        ]  # fmt: skip
+        try:
+            strace = subprocess.Popen(command, stderr=subprocess.PIPE)
+            stack.enter_context(strace)
+            told = strace.stderr.readline().decode()  # it has stopped the child by then
+            if "attached" not in told:
+                raise OSError(told.strip())
+        except BaseException:
+            os.kill(child.pid, signal.SIGKILL)
+            child.end()
+            raise
+        child.go()
+        ending = child.end()
+        strace.stderr.read()
+        strace.wait()
+        counted, calls = {}, []
+        for name, args, result, error, paths in parse(log.read().splitlines()):
+            counted[name] = counted.get(name, 0) + 1
+            calls.append(Call(name, counted[name], args, result, error, paths))
+    return ending, calls
