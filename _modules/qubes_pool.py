@@ -84,8 +84,9 @@ def drivers():
     """
     Return the drivers that a pool can have, ``{name: {options, from}}``.
 
-    ``options`` has the type and default of each option, ``from`` is the file it comes from. A
-    driver that cannot be imported has ``problem``, the reason, and harms no other.
+    ``options`` has the type and default of each option, ``from`` is the file it comes from; on R4
+    it is qubesd's socket, and defaults are not told. A driver that cannot be imported has
+    ``problem``, the reason, and harms no other.
 
     CLI Example:
 

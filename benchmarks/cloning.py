@@ -1,6 +1,11 @@
-"""What cloning images costs, beside ``cp --reflink=auto``, on fresh filesystems."""
+"""
+What cloning images costs, beside ``cp --reflink=auto`` and the bare call that shares the blocks
+(FICLONE, a snapshot), on fresh filesystems.
+"""
 
 import contextlib
+import fcntl
+import functools
 import os
 import pathlib
 import subprocess
@@ -11,9 +16,11 @@ import time
 TREE = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TREE / "_utils"))
 
-from qubes_storage import image  # noqa: E402
+from qubes_storage import files, image  # noqa: E402
+from qubes_storage.drivers import btrfs  # noqa: E402
 
 MIB = 1024**2
+FICLONE = 0x40049409
 ROUNDS = 5
 SMALL = 200
 MKFS = {
@@ -43,15 +50,17 @@ def mounted(kind, base):
         subprocess.run(["umount", str(place)], check=True)
 
 
-def best(make, prepare=lambda: None):
-    """The best time of some rounds, in seconds."""
-    taken = []
+def best(*ways, clean=lambda: None):
+    """The best time of each way in some rounds, in turns, in seconds; each begins cleaned."""
+    taken = [[] for _ in ways]
     for _ in range(ROUNDS):
-        prepare()
-        start = time.perf_counter()
-        make()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        for way, times in zip(ways, taken):
+            clean()
+            start = time.perf_counter()
+            way()
+            times.append(time.perf_counter() - start)
+    clean()
+    return [min(times) for times in taken]
 
 
 def clone(source, target):
@@ -75,23 +84,60 @@ def used(place):
     return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
-def large(place):
-    """Times of cloning 10 GiB that hold 400 MiB: ``(ours, cp, the bytes that a clone takes)``."""
-    source, target = place / "source.img", place / "target.img"
-    with open(source, "wb") as file:
+def share(source, target):
+    """The bare call of the kernel, on a new file."""
+    with open(source, "rb") as old, open(target, "xb") as new:
+        fcntl.ioctl(new, FICLONE, old.fileno())
+
+
+def fill(path):
+    """Write an image of 10 GiB that holds 400 MiB."""
+    with open(path, "wb") as file:
         file.truncate(10 * 1024 * MIB)
         for part in range(4):
             file.seek(part * 2048 * MIB)
             file.write(os.urandom(100 * MIB))
         os.fsync(file.fileno())
+
+
+def large(place, shares):
+    """``(the bytes a clone takes, times of ours, cp, FICLONE where blocks are shared)``."""
+    source, target = place / "source.img", place / "target.img"
+    fill(source)
     before = used(place)
     clone(source, target)
     taken = used(place) - before
-    ours = best(lambda: clone(source, target), target.unlink)
-    theirs = best(lambda: copy(source, target), target.unlink)
-    target.unlink()
+
+    def clean():
+        target.unlink(missing_ok=True)
+        used(place)
+
+    ways = [clone, copy, share] if shares else [clone, copy]
+    times = best(*(functools.partial(way, source, target) for way in ways), clean=clean)
     source.unlink()
-    return ours, theirs, taken
+    return taken, *times
+
+
+def subvolume(place):
+    """Times of cloning a VM of driver btrfs, with an image like that: ``(ours, the snapshot)``."""
+    pool = btrfs.Pool("bench", dir_path=str(place / "pool"))
+    pool.create()
+    with contextlib.ExitStack() as stack:
+        fd = stack.enter_context(files.closing(pool.open_subdir("appvms")))
+        work = stack.enter_context(files.closing(pool.make_vmdir(fd, "work")))
+        fill(files.at(work, "private.img"))
+        pool.create_image(files.at(work, "volatile.img"), 10 * 1024 * MIB)
+
+        def clean():
+            if files.exists(fd, "play"):
+                files.remove_tree(fd, "play")
+            used(place)
+
+        return best(
+            lambda: os.close(pool.make_vmdir(fd, "play", work, ["private.img"])),
+            lambda: image.snapshot_subvolume(work, fd, "play"),
+            clean=clean,
+        )
 
 
 def small(place):
@@ -110,9 +156,7 @@ def small(place):
     def each(how):
         return lambda: [how(source, source.with_suffix(".new")) for source in sources]
 
-    found = best(each(clone), clean), best(each(copy), clean)
-    clean()
-    return found
+    return best(each(clone), each(copy), clean=clean)
 
 
 def main():
@@ -124,12 +168,17 @@ def main():
     with tempfile.TemporaryDirectory() as base:
         for kind in ("btrfs", "xfs", "ext4", "tmpfs"):
             with mounted(kind, pathlib.Path(base)) as place:
-                ours, theirs, taken = large(place)
+                taken, ours, theirs, *bare = large(place, kind in ("btrfs", "xfs"))
                 many, many_cp = small(place)
+                shot = subvolume(place) if kind == "btrfs" else None
             print(
                 f"  {kind:6} {ours / theirs:5.2f} x the time of cp, and {taken / MIB:4.0f} MiB more"
                 f" in use; {SMALL} small ones {many_cp / many:3.0f} times as fast"
             )
+            for time_ in bare:
+                print(f"         {ours / time_:5.2f} x the time of FICLONE itself")
+            if shot:
+                print(f"         {shot[0] / shot[1]:5.2f} x that of the snapshot, for a whole VM")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,13 @@ def there(request, tmp_path):
 
 def test_list_and_drivers_are_the_daemons(there):
     _, system = there
-    assert system.list_drivers() == [
+    found = system.list_drivers()
+    assert list(found) == [
         "callback", "file", "file-reflink", "linux-kernel", "lvm_thin", "zfs"
     ]  # fmt: skip
+    assert found["file-reflink"]["options"]["dir_path"] == {"type": "str"}
+    assert found["file-reflink"]["options"]["revisions_to_keep"] == {"type": "int"}
+    assert {driver["from"] for driver in found.values()} == {system.client.path}
     assert system.list_pools()["ssd"] == {
         "driver": "file-reflink",
         "dir_path": "/mnt/ssd/qubes",

@@ -46,6 +46,21 @@ def check_revisions(value, driver, what):
 class AdminPoolPlan:
     """The part of :py:class:`~qubes_storage.admin.AdminSystem` that plans pools."""
 
+    def list_drivers(self):
+        """
+        ``{name: {"options": {option: {"type"}}, "from": the daemon's socket}}``.
+
+        The daemon tells no defaults.
+        """
+
+        def options(names):
+            return {option: {"type": TYPES.get(option, str).__name__} for option in names}
+
+        return {
+            name: {"options": options(names), "from": self.client.path}
+            for name, names in sorted(self.driver_options().items())
+        }
+
     @fresh_if_refused
     def pool_diff(
         self, name, driver=None, options=None, require_mount=None, min_free=None, **config

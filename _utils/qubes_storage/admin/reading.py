@@ -74,10 +74,6 @@ class AdminReading:
         rows = (line.split() for line in lines(content, "admin.pool.ListDrivers"))
         return {row[0]: row[1:] for row in rows if row}
 
-    def list_drivers(self):
-        """The names of the drivers."""
-        return sorted(self.driver_options())
-
     def _reported(self, name):
         """What admin.pool.Info says, or None for a pool that is not in the list."""
         if name not in self.pool_names():
