@@ -16,6 +16,11 @@ class Pool(xen.Pool):
         super().create_image(path, size)
         self._allocate(path, size)
 
+    def clone_image(self, source, path):
+        shared = super().clone_image(source, path)
+        self._allocate(path, os.fstat(source).st_size)
+        return shared
+
     def resize_image(self, path, size):
         super().resize_image(path, size)
         self._allocate(path, size)

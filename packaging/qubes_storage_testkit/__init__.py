@@ -8,13 +8,15 @@ What every driver has to do, as a pytest class. A driver's author subclasses it 
         def pool(self, tmp_path):
             return Pool("test", dir_path=str(tmp_path / "pool"))
 
-The pool is new and its directory is not there yet; its parent is.
+The pool is new and its directory is not there yet; its parent is, with a few hundred MiB free, and
+becomes a machine's root for the tests of whole VMs. A driver that allocates more than is written
+says ``keeps_holes = False`` in the class.
 """
 
 import os
 
 import pytest
-from qubes_storage import Pool, files, image
+from qubes_storage import Pool, connect, files, image
 from qubes_storage.finding import schema
 
 MIB = 1024**2
@@ -23,6 +25,8 @@ SIZE = 64 * MIB
 
 class DriverTests:
     """Subclass it with a fixture ``pool``."""
+
+    keeps_holes = True
 
     @pytest.fixture
     def pool(self):
@@ -36,6 +40,22 @@ class DriverTests:
             with files.closing(pool.make_vmdir(fd, "work")) as made:
                 yield made
             files.remove_tree(fd, "work")
+
+    @pytest.fixture
+    def system(self, pool):
+        """A machine with the pool, besides the default one of driver xen."""
+        root, name = os.path.split(pool.dir_path)
+        for place in ("etc/qubes", "var/lib/qubes"):
+            os.makedirs(os.path.join(root, place))
+        klass = type(pool)
+        options = {k: getattr(pool, k) for k in schema(klass)[0] if hasattr(pool, k)}
+        options.update(
+            {"class": f"{klass.__module__}.{klass.__qualname__}", "dir_path": f"/{name}"}
+        )
+        system = connect(root, backend="local")
+        system.add_pool("default", driver="xen")
+        system.add_pool(pool.name, **options)
+        return system
 
     @staticmethod
     def write(fd, name, parts):
@@ -101,6 +121,72 @@ class DriverTests:
         assert self.content(vmdir, "private.img") == before
         self.write(vmdir, "root.img", [(0, b"HEAD")])
         assert self.content(vmdir, "private.img") == before
+
+    def test_a_clone_keeps_its_holes(self, pool, vmdir):
+        pool.create_image(files.at(vmdir, "root.img"), SIZE)
+        self.write(vmdir, "root.img", [(10 * MIB, b"x" * MIB), (SIZE - MIB, b"y" * MIB)])
+        with files.closing(image.open_image(files.at(vmdir, "root.img"))) as source:
+            os.sync()  # some filesystems allocate late
+            pool.clone_image(source, files.at(vmdir, "private.img"))
+        os.sync()
+        most = 3 * MIB if self.keeps_holes else SIZE + MIB
+        assert image.measure(vmdir, "private.img")[1] <= most
+
+    def test_a_directory_made_like_another_has_of_it_only_what_is_kept(self, pool, vmdir):
+        for name in ("root.img", "private.img", "volatile.img"):
+            pool.create_image(files.at(vmdir, name), SIZE)
+            self.write(vmdir, name, [(0, name.encode())])
+        os.mkdir("kernels", dir_fd=vmdir)
+        with files.closing(pool.open_subdir("appvms")) as fd:
+            kept = ["root.img", "private.img"]
+            with files.closing(pool.make_vmdir(fd, "play", vmdir, kept)) as made:
+                brought = os.listdir(made)
+                assert set(brought) <= set(kept)
+                for name in brought:
+                    assert self.content(made, name) == self.content(vmdir, name)
+                    self.write(made, name, [(0, b"mine")])
+                    assert self.content(vmdir, name).startswith(name.encode())
+            files.remove_tree(fd, "play")
+            assert os.listdir(fd) == ["work"]
+
+    def test_a_vm_is_made_copied_moved_and_removed_whole(self, pool, system):
+        def at(name):
+            return system.root + system.vm_info(name)["volumes"]["private"]["path"]
+
+        def check(name, where):
+            assert system.vm_info(name)["pool"] == where
+            assert system.verify_vm(name) == []
+            with open(at(name), "rb") as file:
+                assert file.read(5) == b"mine\0"
+                file.seek(40 * MIB)
+                assert file.read(2 * MIB) == b"x" * MIB + bytes(MIB)
+
+        system.create_vm("base", klass="TemplateVM", pool=pool.name)
+        system.create_vm("work", klass="StandaloneVM", template="base", pool=pool.name)
+        with open(at("work"), "r+b") as file:
+            file.write(b"mine")
+            file.seek(40 * MIB)
+            file.write(b"x" * MIB)
+        for where in ("default", pool.name):
+            system.clone_vm("work", "play", where)
+            check("play", where)
+            system.remove_vm("play", purge=True)
+        system.rename_vm("work", "home")
+        system.resize_vm("home", "private", "3GiB")
+        for where in ("default", pool.name):
+            system.migrate_vm("home", where)
+            check("home", where)
+        assert system.vm_info("home")["volumes"]["private"]["size"] == 3 * 1024 * MIB
+        system.reset_vm("home")
+        system.commit_vm("base")
+        check("home", pool.name)
+        for name in ("home", "base"):
+            system.remove_vm(name, purge=True)
+        assert all(os.listdir(path) == [] for path in self.subdirs(pool))
+
+    @staticmethod
+    def subdirs(pool):
+        return [os.path.join(pool.dir_path, name) for name in os.listdir(pool.dir_path)]
 
     def test_an_image_grows_and_never_shrinks(self, pool, vmdir):
         path = files.at(vmdir, "private.img")

@@ -1,7 +1,9 @@
 """The drivers on real filesystems: blocks shared, old images kept and brought back."""
 
+import itertools
 import os
 import re
+import signal
 import subprocess
 
 import pytest
@@ -13,6 +15,7 @@ from tests.unit.test_build import kill_at
 from tests.unit.test_image import mount
 
 MIB = 1024**2
+IMAGES = ("root", "private")
 OLD = re.compile(r"\d+@\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -178,6 +181,32 @@ def test_btrfs_has_a_subvolume_a_vm_and_deletes_it(disk):
     system.migrate_vm("work", "ssd")
     assert subvolumes(machine) == ["work"]
     assert read(machine, IMG) == "one"
+
+
+def test_what_btrfs_keeps_is_of_one_moment(disk):
+    """A writer puts each number into root, then into private; no revision has it there alone."""
+    machine = disk("btrfs")
+    system = pool_with_vm(machine, "btrfs", revisions_to_keep="30")
+    writer = os.fork()
+    if not writer:
+        sync = os.O_WRONLY | os.O_DSYNC
+        fds = [os.open(machine.path(IMG.replace("private", name)), sync) for name in IMAGES]
+        for number in itertools.count():
+            for fd in fds:
+                os.pwrite(fd, b"%08d" % number, 0)
+    try:
+        for _ in range(30):
+            system.reset_vm("work")
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+    seen = set()
+    for roots, privates in zip(*(system.revisions("work", name) for name in IMAGES)):
+        paths = (f"root.img.{roots}", f"private.img.{privates}")
+        root, private = (int(read(machine, IMG.replace("private.img", p), 8)) for p in paths)
+        assert root - private in (0, 1)
+        seen.add(root)
+    assert len(seen) > 10
 
 
 def test_btrfs_refuses_another_filesystem(disk):
