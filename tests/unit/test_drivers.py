@@ -195,6 +195,8 @@ def test_what_btrfs_keeps_is_of_one_moment(disk):
             for fd in fds:
                 os.pwrite(fd, b"%08d" % number, 0)
     try:
+        while not read(machine, IMG, 8).isdigit():
+            pass
         for _ in range(30):
             system.reset_vm("work")
     finally:
