@@ -38,16 +38,16 @@ class Fd(NamedTuple):
     path: bytes
 
 
+def counts(name, args):
+    """Whether a call is one of those that are counted: one that opens without creating is not."""
+    if name in ("open", "openat", "openat2"):
+        return any(word in arg for arg in args if isinstance(arg, str) for word in _CREATES)
+    return name in CALLS and (name != "fcntl" or "SETLK" in args[1])
+
+
 def changes_files(call):
-    """Whether a call changes a file, its name or a lock, or brings changes to the disk."""
-    if call.name in ("open", "openat", "openat2"):
-        flags = [arg for arg in call.args if isinstance(arg, str)]
-        return any(word in arg for arg in flags for word in _CREATES)
-    if call.name == "ioctl":
-        return not any(word in call.args[1] for word in _LOOKS)
-    if call.name == "fcntl":
-        return "SETLK" in call.args[1]
-    return True
+    """Whether a counted call changes a file, a name or a lock, or brings changes to the disk."""
+    return call.name != "ioctl" or not any(word in call.args[1] for word in _LOOKS)
 
 
 def parse(lines):
@@ -63,7 +63,7 @@ def parse(lines):
         for each in args:
             if isinstance(each, Fd) and each.number is not None:
                 handles[each.number] = each.path
-        if name in CALLS:
+        if counts(name, args):
             yield name, args, result, error, list(_paths(name, args, handles))
         if isinstance(result, Fd):
             handles[result.number] = result.path

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from tests.torture import strace
+from tests.torture import operations, strace
+from tests.torture.world import World
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +20,14 @@ def tracing():
     reason = strace.missing()
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="module", params=operations.DRIVERS)
+def world(request):
+    """The machine of the catalogue, for each driver on a filesystem that suits it."""
+    made = World(operations.FILESYSTEMS[request.param])
+    try:
+        operations.build(made, request.param)
+        yield made
+    finally:
+        made.close()

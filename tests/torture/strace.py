@@ -1,21 +1,24 @@
 """
-A function run in a child of this process under strace: recorded, killed or failed at one call.
+A function run in a child of this process: recorded by strace, killed or failed at one call.
 
-The child is forked from the warm process and traced from outside, so a run is short and every run
+The child is forked from the warm process and watched from outside, so a run is short, and every run
 from the same files makes the same calls in the same order.
 """
 
 import contextlib
+import errno
 import os
 import pickle
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import traceback
 from dataclasses import dataclass, field
 
+from tests.torture import seccomp
 from tests.torture.calls import CALLS, changes_files, parse
 
 
@@ -34,11 +37,6 @@ class Call:
         shown = " ".join(os.fsdecode(path) for path in self.paths)
         return f"{self.name} {self.number} {shown}"
 
-    def is_like(self, other):
-        """Whether it is that call of another run; inode numbers and the like may differ."""
-        both = [[re.sub(rb"\d+", b"N", p) for p in call.paths] for call in (self, other)]
-        return (self.name, self.number, both[0]) == (other.name, other.number, both[1])
-
 
 @dataclass
 class Ending:
@@ -54,10 +52,13 @@ def missing():
     """Why nothing can be traced here, or None."""
     if not shutil.which("strace"):
         return "strace is not installed"
+    if seccomp.missing():
+        return seccomp.missing()
     try:
-        _traced(lambda: None, ())
+        _traced(os.getpid)
+        interrupt(os.sync, Call("sync", 1, [], 0))
     except OSError as err:
-        return f"strace cannot attach to a child: {err}"
+        return f"a child cannot be traced: {err}"
     return None
 
 
@@ -67,7 +68,7 @@ def record(function, folder):
 
     Raises what the function raises.
     """
-    ending, calls = _traced(function, ())
+    ending, calls = _traced(function)
     if ending.error:
         raise ending.error
     below = os.fsencode(os.path.realpath(folder)) + b"/"
@@ -82,75 +83,14 @@ def _in(path, below):
     return (path + b"/").startswith(below)
 
 
-def interrupt(function, call, error=None):
-    """
-    Run a function whose ``call`` is never made: the child is killed when it comes to it, or the
-    call fails with ``error``, the name of an errno. Returns the :py:class:`Ending`.
-    """
-    what = f"error={error}" if error else "signal=KILL"
-    ending, calls = _traced(function, ("-e", f"inject={call.name}:{what}:when={call.number}"))
-    reached = [each for each in calls if (each.name, each.number) == (call.name, call.number)]
-    if not reached or not reached[0].is_like(call):
-        raise AssertionError(f"the run did not come to {call}, but to {[*map(str, reached)]}")
-    if not error and not ending.killed:
-        raise AssertionError(f"not killed at {call}: {ending}")
-    return ending
-
-
-def run(function):
-    """Run a function in a child, untraced."""
-    child = _Child(function)
-    child.go()
-    return child.end()
-
-
-class _Child:
-    """A forked child that waits for its go and tells how it ended."""
-
-    def __init__(self, function):
-        self._start, self._report = os.pipe(), os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            self._run(function)
-        os.close(self._start[0])
-        os.close(self._report[1])
-
-    def _run(self, function):
-        try:
-            os.close(self._start[1])
-            os.read(self._start[0], 1)
-            ending = Ending()
-            try:
-                ending.value = function()
-            except BaseException as err:
-                ending = Ending(error=err, traceback=traceback.format_exc())
-            with open(self._report[1], "wb") as file:
-                file.write(pickle.dumps(ending))
-        finally:
-            os._exit(0)
-
-    def go(self):
-        os.write(self._start[1], b"!")
-
-    def end(self):
-        with open(self._report[0], "rb") as file:
-            data = file.read()
-        os.close(self._start[1])
-        _, status = os.waitpid(self.pid, 0)
-        if os.WIFSIGNALED(status):
-            assert os.WTERMSIG(status) == signal.SIGKILL, status
-            return Ending(killed=True)
-        return pickle.loads(data)
-
-
-def _traced(function, options):
-    """``(ending, calls)``: every call of those names, also those that only read."""
+def _traced(function):
+    """``(ending, calls)`` of a run under strace."""
     with tempfile.NamedTemporaryFile(prefix="strace-") as log, contextlib.ExitStack() as stack:
         child = _Child(function)
         trace = ",".join(f"?{name}" for name in (*CALLS, "dup"))
         command = [
             "strace", "-f", "-y", "-xx", "-s", str(1 << 24), "-e", f"trace={trace}",
-            "-e", "signal=none", *options, "-o", log.name, "-p", str(child.pid),
+            "-e", "signal=none", "-o", log.name, "-p", str(child.pid),
         ]  # fmt: skip
         try:
             strace = subprocess.Popen(command, stderr=subprocess.PIPE)
@@ -171,3 +111,103 @@ def _traced(function, options):
             counted[name] = counted.get(name, 0) + 1
             calls.append(Call(name, counted[name], args, result, error, paths))
     return ending, calls
+
+
+def interrupt(function, call, error=None):
+    """
+    Run a function whose ``call`` is never made: the child is killed when it comes to it, or the
+    call fails with ``error``, the name of an errno. Returns the :py:class:`Ending`.
+    """
+    left = call.number
+    reached = []
+
+    def decide(pid, args):
+        nonlocal left
+        left -= 1
+        if left:
+            return 0
+        reached.append([_plain(seccomp.text(pid, args[at])) for at in _texts(call)])
+        if error:
+            return getattr(errno, error)
+        os.kill(pid, signal.SIGKILL)
+        return None
+
+    parent, child_end = socket.socketpair()
+    with parent:
+        child = _Child(function, lambda: seccomp.ask_before(call.name, child_end))
+        child_end.close()
+        try:
+            child.go()
+            seccomp.answer(parent, decide)
+        except BaseException:
+            os.kill(child.pid, signal.SIGKILL)
+            raise
+        finally:
+            ending = child.end()
+    if not reached and isinstance(ending.error, OSError) and "seccomp" in str(ending.error):
+        raise ending.error
+    expected = [_plain(call.args[at]) for at in _texts(call)]
+    if reached != [expected]:
+        raise AssertionError(f"the run did not come to {call}, but to {reached}: {ending}")
+    if not error and not ending.killed:
+        raise AssertionError(f"not killed at {call}: {ending}")
+    return ending
+
+
+def _texts(call):
+    """Which arguments are texts to know a call by; written data is none."""
+    named = not all(isinstance(place, int) for place in CALLS[call.name])
+    return [at for at, arg in enumerate(call.args) if isinstance(arg, bytes)] if named else []
+
+
+def _plain(name):
+    """A name without numbers, for those of inodes differ from run to run."""
+    return re.sub(rb"\d+", b"N", name)
+
+
+def run(function):
+    """Run a function in a child that nobody watches."""
+    child = _Child(function)
+    child.go()
+    return child.end()
+
+
+class _Child:
+    """A forked child that waits for its go, makes ready, runs, and tells how it ended."""
+
+    def __init__(self, function, ready=None):
+        self._start, self._report = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            self._run(function, ready)
+        os.close(self._start[0])
+        os.close(self._report[1])
+
+    def _run(self, function, ready):
+        try:
+            os.close(self._start[1])
+            os.read(self._start[0], 1)
+            ending = Ending()
+            try:
+                if ready:
+                    ready()
+                ending.value = function()
+            except BaseException as err:
+                ending = Ending(error=err, traceback=traceback.format_exc())
+            with open(self._report[1], "wb") as file:
+                file.write(pickle.dumps(ending))
+        finally:
+            os._exit(0)
+
+    def go(self):
+        os.write(self._start[1], b"!")
+
+    def end(self):
+        with open(self._report[0], "rb") as file:
+            data = file.read()
+        os.close(self._start[1])
+        _, status = os.waitpid(self.pid, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL, status
+            return Ending(killed=True)
+        return pickle.loads(data)
