@@ -17,6 +17,8 @@ _GLOBALS = (
     "clockvm", "default_fw_netvm", "default_kernel", "default_netvm", "default_template",
     "updatevm",
 )  # fmt: skip
+_BACKUP = "restore it from a backup in /var/lib/qubes/backup"
+_END = b"\n</QubesVmCollection>"
 _TAG = re.compile(rb"<[^>\"']*(?:\"[^\"]*\"[^>\"']*|'[^']*'[^>\"']*)*>")
 _DOM0 = {
     "autostart": "False", "backup_content": "False", "backup_path": "", "backup_size": "0",
@@ -38,7 +40,7 @@ _ESCAPES = {
 def _attributes(attrs):
     for name, value in attrs.items():
         text = "".join(_ESCAPES.get(char, char) for char in value)
-        yield f' {name}="{text}"'.encode("ascii", "xmlcharrefreplace")
+        yield b' %s="%s"' % (name.encode(), text.encode("ascii", "xmlcharrefreplace"))
 
 
 def _collection(attrs):
@@ -71,13 +73,14 @@ class Entry:
     def number(self):
         """The qid, or None where it is none that R3.2 takes."""
         qid = self.attrs.get("qid", "")
-        return int(qid) if qid.isascii() and qid.isdigit() and int(qid) <= MAX_ID else None
+        is_short = qid.isascii() and qid.isdigit() and len(qid) < 10
+        return int(qid) if is_short and int(qid) <= MAX_ID else None
 
 
 class Registry:
     """What qubes.xml says: ``attrs`` of the collection (default_template...), and ``entries``."""
 
-    def __init__(self, attrs, entries, head=None, tail=b"\n</QubesVmCollection>\n"):
+    def __init__(self, attrs, entries, head=None, tail=_END + b"\n"):
         self.attrs = attrs
         self.entries = entries
         self._head = head
@@ -136,8 +139,8 @@ class Registry:
         head = self._head
         if head is None:
             head = _collection(self.attrs)
-        if not self.entries and self._tail == b"\n</QubesVmCollection>\n":
-            return head[:-1] + b"/>\n"
+        if not self.entries and self._tail.startswith(_END):
+            return head[:-1] + b"/>" + self._tail[len(_END) :]
         return b"".join([head, *(p for e in self.entries for p in (e.lead, e.raw)), self._tail])
 
 
@@ -153,7 +156,7 @@ def loads(data, path=PATH):
     Raises :py:class:`StoragePoolException` for what is not well-formed, is not UTF-8, is something
     else, or declares entities (R3.2 expands them; a registry has no use for one).
     """
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate("utf-8")
     parser.buffer_text = True
     found = {"depth": 0, "entries": []}
 
@@ -162,13 +165,16 @@ def loads(data, path=PATH):
             f"{path}: declares a document type or entities; take the declaration out"
         )
 
+    def declared(_, encoding, __):
+        if encoding and encoding.lower() not in ("utf-8", "us-ascii", "ascii"):
+            raise StoragePoolException(f"{path}: is declared to be in {encoding}; save it in UTF-8")
+
     def start(tag, attrs):
         index = parser.CurrentByteIndex
         if not found["depth"]:
             if tag != "QubesVmCollection":
                 raise StoragePoolException(
-                    f"{path}: is a <{tag}>, no <QubesVmCollection>; restore it from a backup in"
-                    " /var/lib/qubes/backup"
+                    f"{path}: is a <{tag}>, no <QubesVmCollection>; {_BACKUP}"
                 )
             found.update(attrs=attrs, head=(index, index + len(_TAG.match(data, index)[0])))
         elif found["depth"] == 1:
@@ -185,17 +191,18 @@ def loads(data, path=PATH):
         elif not found["depth"]:
             found["tail"] = index
 
+    parser.XmlDeclHandler = declared
     parser.StartElementHandler = start
     parser.EndElementHandler = end
     parser.StartDoctypeDeclHandler = refuse
     parser.EntityDeclHandler = refuse
+    if b"\0" in data:
+        raise StoragePoolException(f"{path}: has a NUL, as no text in UTF-8; {_BACKUP}")
     try:
         data.decode("utf-8")
         parser.Parse(data, True)
-    except (expat.ExpatError, UnicodeDecodeError, TypeError) as err:
-        raise StoragePoolException(
-            f"{path}: {err}; restore it from a backup in /var/lib/qubes/backup"
-        ) from err
+    except (expat.ExpatError, UnicodeDecodeError) as err:
+        raise StoragePoolException(f"{path}: {err}; {_BACKUP}") from err
     return _assemble(data, found)
 
 
@@ -203,7 +210,7 @@ def _assemble(data, found):
     start, stop = found["head"]
     head = data[:stop]
     if data[start:stop].endswith(b"/>"):
-        return Registry(found["attrs"], [], data[: stop - 2].rstrip() + b">")
+        return Registry(found["attrs"], [], data[: stop - 2] + b">", _END + data[stop:])
     entries = []
     for tag, attrs, first, last in found["entries"]:
         entries.append(Entry(tag, attrs, data[first:last], data[stop:first]))

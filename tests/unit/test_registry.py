@@ -80,16 +80,43 @@ def test_attributes_of_the_collection_change_alone():
         b"<!DOCTYPE a><QubesVmCollection/>",
         b'<!DOCTYPE a [<!ENTITY b "c">]><QubesVmCollection d="&b;"/>',
         '<?xml version="1.0" encoding="UTF-16"?><QubesVmCollection/>'.encode("utf-16"),
+        "<QubesVmCollection/>".encode("utf-16-le"),
+        b'<?xml version="1.0" encoding="ISO-8859-1"?><QubesVmCollection/>',
+        b'<?xml version="1.0" encoding="big5"?><QubesVmCollection/>',
+        b'<?xml version="1.0" encoding="nope"?><QubesVmCollection/>',
         b"\0",
     ],
 )
 def test_what_is_no_registry_is_refused_with_path_and_cure(data):
-    with pytest.raises(StoragePoolException, match=f"{XML}: .*(restore|take)"):
+    with pytest.raises(StoragePoolException, match=f"{XML}: .*(restore|take|save)"):
         registry.loads(data)
 
 
+def test_an_empty_collection_keeps_what_stands_around_it():
+    data = b"<!-- a -->\n<QubesVmCollection clockvm='1' /><!-- b -->"
+    found = registry.loads(data)
+    assert found.dumps() == data
+    new = found.added(Entry("QubesAppVm", {"qid": "2", "name": "new"}))
+    assert new.dumps() == (
+        b"<!-- a -->\n<QubesVmCollection clockvm='1' >\n"
+        b'  <QubesAppVm name="new" qid="2"/>\n</QubesVmCollection><!-- b -->'
+    )
+    assert new.replaced(new.by_name["new"]).dumps() == data
+
+
+def test_names_of_attributes_that_are_not_ascii_stay():
+    data = (
+        '<QubesVmCollection>\n  <QubesAppVm name="a" \u0105="1"/>\n</QubesVmCollection>\n'.encode()
+    )
+    found = registry.loads(data)
+    new = found.replaced(found.by_name["a"], found.by_name["a"].changed(label="red"))
+    assert registry.loads(new.dumps()).by_name["a"].attrs == {
+        "name": "a", "\u0105": "1", "label": "red",
+    }  # fmt: skip
+
+
 def test_numbers_that_are_none_are_no_qids():
-    for qid in ("", "abc", "-1", "254", "\u0663", "1.0"):
+    for qid in ("", "abc", "-1", "254", "\u0663", "1.0", "9" * 5000):
         assert Entry("QubesAppVm", {"qid": qid}).number is None
     assert Entry("QubesAppVm", {}).number is None
     assert Entry("QubesAppVm", {"qid": "253"}).number == 253
