@@ -1,5 +1,6 @@
 """The client: what it sends, what it makes of answers, what it says when there are none."""
 
+import os
 import socket
 import threading
 import time
@@ -130,6 +131,18 @@ def test_a_daemon_that_is_not_there_is_said(tmp_path):
         left.bind(str(tmp_path / "left.sock"))
     with pytest.raises(StoragePoolException, match="systemctl start qubesd"):
         connect(tmp_path, "admin", str(tmp_path / "left.sock")).list_pools()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+def test_who_may_not_speak_to_the_daemon_is_told_what_to_be(there):
+    _, system = there
+    os.seteuid(65534)
+    try:
+        with pytest.raises(StoragePoolException, match=r"qubesd.sock: Permission denied; run as r"):
+            system.list_pools()
+    finally:
+        os.seteuid(0)
+    assert system.list_pools()
 
 
 def test_a_connection_that_breaks_is_said(tmp_path):

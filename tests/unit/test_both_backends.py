@@ -53,6 +53,7 @@ def test_pools_are_listed_told_of_added_set_and_removed(there):
     assert there.driver in system.list_drivers()
     planned = system.pool_diff("new", **wanted)
     assert {"created", "driver", "dir_path"} <= set(planned)
+    assert system.pool_notes("new", **wanted) == []
     assert system.pool_info("new") is None
     assert system.add_pool("new", **wanted) == planned
     there.again()
