@@ -512,11 +512,12 @@ def test_two_moves_at_once_are_refused(there):
         system.migrate_vm("vault", "ssd")
 
 
-def test_a_journal_that_cannot_be_read_stops_everything_about_its_vm(there):
+@pytest.mark.parametrize("text", ["{half", '["a list"]'])
+def test_a_journal_that_cannot_be_read_stops_everything_about_its_vm(there, text):
     daemon, system = there
     journal = Path(system.root) / JOURNAL
     journal.parent.mkdir(parents=True)
-    journal.write_text("{half")
+    journal.write_text(text)
     for verb in (
         lambda: system.vm_diff("work"),
         lambda: system.remove_vm("work", purge=True),

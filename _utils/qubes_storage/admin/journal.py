@@ -1,7 +1,6 @@
 """The journal of a move: what has to be known to go on with it after a kill."""
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -33,7 +32,7 @@ class Journal:
             return None
         try:
             return {**json.loads(data), "path": self.file(name)}
-        except ValueError as err:
+        except (TypeError, ValueError) as err:
             raise StoragePoolException(
                 f"VM {name}: {self.file(name)}, the journal of its move, cannot be read: {err}; no"
                 " VM is touched until it is mended or removed by hand"
@@ -58,9 +57,7 @@ class Journal:
         with files.closing(files.make_dirs(self.root, self.path, 0o700)) as fd:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as err:
-                if err.errno != errno.EWOULDBLOCK:
-                    raise
+            except BlockingIOError as err:
                 raise StoragePoolException(
                     f"VM {name}: another move is under way ({self.path}); run again when it is done"
                 ) from err
