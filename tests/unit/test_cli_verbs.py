@@ -1,0 +1,148 @@
+"""The command line, verb by verb: what each prints and makes, and what qvm-create's checks say."""
+
+import os
+import runpy
+import sys
+
+import pytest
+import qubes_storage
+from qubes_storage import cli, cli_output
+
+from tests.r32.machine import GIB, LIB
+
+FOO = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
+
+
+@pytest.fixture
+def machine(scratch):
+    machine = scratch(FOO)
+    machine.add_pools()
+    machine.connect().create_vm("work", label="green")
+    return machine
+
+
+@pytest.fixture
+def call(machine, capsys):
+    """``call(*args)``: exit code, standard output and standard error."""
+
+    def run(*args):
+        try:
+            code = cli.main(["--root", str(machine.root), *args])
+        except SystemExit as err:
+            code = err.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_vm_is_cloned_renamed_grown_and_moved(call, machine):
+    assert call("clone", "work", "copy") == (0, "VM work was cloned to copy\n", "")
+    assert call("clone", "-p", "/mnt/x", "-P", "foo", "work", "far") == (
+        0,
+        "VM work was cloned to far\n",
+        "qubes-storage: /mnt/x is ignored; -P says where\n",
+    )
+    assert machine.path("/mnt/foo/appvms/far/private.img").exists()
+    assert call("rename", "copy", "other") == (0, "VM copy was renamed to other\n", "")
+    assert not machine.path(f"{LIB}/appvms/copy").exists()
+    assert call("grow-private", "other", "3GiB") == (
+        0,
+        "VM other: private has grown to 3GiB\n",
+        "",
+    )
+    assert call("resize", "other", "private", "3GiB")[1] == "VM other: private has 3GiB\n"
+    assert call("migrate", "other", "foo") == (0, "VM other was moved to pool foo\n", "")
+    assert call("migrate", "other", "foo") == (0, "VM other is in pool foo\n", "")
+    assert os.stat(machine.path("/mnt/foo/appvms/other/private.img")).st_size == 3 * GIB
+
+
+def test_a_template_is_committed_and_a_vm_reset(call):
+    assert call("commit", "fedora-23") == (0, "VM fedora-23 was committed\n", "")
+    assert call("reset", "work") == (0, "VM work was reset\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["-n", "-p", "-l", "red"], 2, "a VM is one of NetVM, ProxyVM: give one of -p, -H, -n"),
+        ([], 1, "VM new: choose its label with -l: red, orange"),
+        (["-l", "pink"], 1, "VM new: unknown label 'pink'; it is one of red"),
+        (["-l", "red", "-r", "/root.img"], 1, "a root of its own takes /root.img; add -s"),
+        (["-l", "red", "--hvm-template", "-t", "fedora-23"], 1, "cannot be based on another; leav"),
+        (["-l", "red", "-s", "-R", "/no/root.img"], 1, "/no/root.img is not there; name the file"),
+    ],
+)
+def test_what_create_cannot_be_asked_for(call, machine, args, code, message):
+    before = machine.tree()
+    found, out, err = call("create", *args, "new")
+    assert (found, out) == (code, "")
+    assert message in err
+    assert machine.tree() == before
+
+
+def test_the_names_of_vms_that_are_made_at_start_are_not_taken(call, machine):
+    assert "for the DispVMs that are made at start" in call("create", "-l", "red", "disp12")[2]
+    assert call("create", "-l", "red", "disp12a") == (
+        0,
+        "VM disp12a was created in pool default\n",
+        "",
+    )
+
+
+def test_a_standalone_is_copied_from_the_default_template(call, machine):
+    assert call("create", "-l", "red", "-s", "alone")[0] == 0
+    root = machine.path(f"{LIB}/appvms/alone/root.img")
+    assert root.read_bytes()[:14] == b"ROOT:fedora-23"
+    assert call("create", "-l", "red", "-s", "-n", "net")[0] == 0
+    assert machine.path(f"{LIB}/servicevms/net/root.img").exists()
+    assert machine.entries()["net"].attrs["template_qid"] == "none"
+
+
+def test_a_root_image_is_copied_from_a_file_wherever_it_is_named_from(call, machine, monkeypatch):
+    (machine.root.parent / "given.img").write_bytes(b"a system")
+    monkeypatch.chdir(machine.root.parent)
+    assert call("create", "-l", "red", "-H", "-r", "given.img", "windows")[0] == 0
+    root = machine.path(f"{LIB}/appvms/windows/root.img")
+    assert root.read_bytes()[:8] == b"a system"
+    assert (machine.root.parent / "given.img").exists()
+
+
+def test_a_terminal_without_tqdm_shows_no_bar(monkeypatch):
+    reading, writing = os.openpty()
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with os.fdopen(reading), os.fdopen(writing, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert cli_output.progress() is None
+
+
+def test_the_package_is_a_command_when_it_is_run_and_none_when_it_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["qubes-storage", "--version"])
+    with pytest.raises(SystemExit) as err:
+        runpy.run_module("qubes_storage", run_name="__main__")
+    assert err.value.code == 0
+    assert capsys.readouterr().out == f"{qubes_storage.VERSION}\n"
+    runpy.run_module("qubes_storage.__main__", run_name="imported")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_is_asked_and_only_yes_removes(call, machine, monkeypatch):
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "wb", buffering=0) as keys, os.fdopen(theirs) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        keys.write(b"\n")
+        code, out, err = call("remove", "work")
+        assert (code, err) == (1, "qubes-storage: VM work: was left as it is\n")
+        assert f"{LIB}/appvms/work/private.img" in out
+        assert "work" in machine.entries()
+        keys.write(b"Yes\n")
+        assert call("remove", "work")[0] == 0
+    assert "work" not in machine.entries()
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(machine, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stdout)
+        assert cli.main(["--root", str(machine.root), "ls"]) == 1
+    assert capsys.readouterr().err == ""
