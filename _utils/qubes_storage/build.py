@@ -181,7 +181,6 @@ def built(plan):
             inode = _build(plan, marker)
             os.close(os.open(inode, os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
             os.fsync(marker)
-            os.fsync(fd)  # the marker is on the disk before what it marks is in its place
             files.rename_new(marker, fd, name)
             placed = True
             os.fsync(fd)
@@ -190,7 +189,6 @@ def built(plan):
             with contextlib.suppress(FileNotFoundError):
                 if placed:
                     os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
-                    os.fsync(fd)
                 files.remove_tree(fd, creating(name))
             if isinstance(err, FileExistsError):
                 raise _occupied(pool, vm) from err
@@ -313,13 +311,21 @@ def removed(pool, vm):
         there = files.exists(fd, vm.dirname)
         if there:
             os.rename(vm.dirname, removing(vm.dirname), src_dir_fd=fd, dst_dir_fd=fd)
-            os.fsync(fd)
         try:
+            if there:
+                os.fsync(fd)
             yield
         except BaseException:
             if there:
                 os.rename(removing(vm.dirname), vm.dirname, src_dir_fd=fd, dst_dir_fd=fd)
             raise
-        if there:
-            files.remove_tree(fd, removing(vm.dirname))
-            os.fsync(fd)
+        try:
+            if there:
+                files.remove_tree(fd, removing(vm.dirname))
+                os.fsync(fd)
+        except OSError as err:
+            path = os.path.join(os.path.dirname(pool.vmdir(vm)), removing(vm.dirname))
+            raise StoragePoolException(
+                f"VM {vm.name}: it is done, but {path} could not be deleted: {err.strerror}; mend"
+                " it, and remove the VM again"
+            ) from err

@@ -136,7 +136,7 @@ class Checking:
         root-cow.img.old, and a new one begins. Returns the changes.
         """
         self._plan_commit(name)
-        with self.locked():
+        with self.locked("VM", name):
             vm, pool, sizes = self._plan_commit(name)
             with self._writing(vm, pool) as fd:
                 old, new = IMAGES["root-cow"], f".{IMAGES['root-cow']}.new"
@@ -167,7 +167,7 @@ class Checking:
         template, else only where there is none. Returns the changes.
         """
         self._plan_reset(name)
-        with self.locked():
+        with self.locked("VM", name):
             vm, pool, changes = self._plan_reset(name)
             if changes or pool.revisions_to_keep:
                 with self._writing(vm, pool) as fd:

@@ -147,7 +147,11 @@ def resize(path, size):
             raise OSError(errno.EINVAL, "is not a regular file", path)
         if size > found.st_size:
             os.ftruncate(fd, size)
-            os.fsync(fd)
+            try:
+                os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, found.st_size)  # nobody has been told of the new part
+                raise
     finally:
         os.close(fd)
 

@@ -110,7 +110,8 @@ class Pool:
             parent, name = os.path.split(path.rstrip("/"))
             try:
                 with files.closing(files.open_dir(self.root, parent)) as fd:
-                    files.place_dir(fd, name)
+                    os.close(files.make_dir(fd, name))
+                    os.fsync(fd)
             except OSError as err:
                 raise StoragePoolException(
                     f"pool {self.name}: cannot make {path}: {err.strerror}; make {parent}, or mount"

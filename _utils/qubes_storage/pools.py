@@ -220,7 +220,7 @@ class Pools(Placing):
     def _write(self, name, declared, exists):
         self._check_exists(name, exists)
         self._diff(name, declared, False)  # before the lock, which would make a missing qubes.xml
-        with self.locked():
+        with self.locked("pool", name):
             self._check_exists(name, exists)
             changes, options = self._diff(name, declared, False)
             if not changes:
@@ -230,7 +230,7 @@ class Pools(Placing):
             if not exists:
                 stale = set(self.guards(name)) - set(guarded)
                 guarded.update(dict.fromkeys(stale))
-            with self._made(pool):
+            with self._made(pool), self._put_back(guards.PATH):
                 self._check_setup(pool, True)
                 if guarded:
                     self.edit_conf(guards.PATH, name, guarded)
@@ -256,9 +256,8 @@ class Pools(Placing):
 
     def pool_remove_diff(self, name, purge=False):
         """What :py:meth:`remove_pool` would change; raises what it would raise."""
-        guarded = {k: {"old": v, "new": None} for k, v in self.guards(name).items()}
         if name not in self.sections():
-            return guarded  # a dead run's
+            return {}
         if name == "default":
             raise StoragePoolException(
                 f"pool default: stays in {CONF}: R3.2's own tools load no VM without it"
@@ -269,7 +268,9 @@ class Pools(Placing):
                 f"pool {name}: VMs lie in it ({shown(vm.name for vm in vms)}); migrate or remove"
                 " them first"
             )
-        changes = {"removed": {"old": name, "new": None}, **guarded}
+        changes = {"removed": {"old": name, "new": None}}
+        for guard, value in self.guards(name).items():
+            changes[guard] = {"old": value, "new": None}
         empty = self._empty_dirs(name) if purge else []
         if empty:
             changes["directories"] = {"old": empty, "new": []}
@@ -284,13 +285,14 @@ class Pools(Placing):
         """
         if not self.pool_remove_diff(name, purge):
             return {}
-        with self.locked():
+        with self.locked("pool", name):
             changes = self.pool_remove_diff(name, purge)
             if not changes:
                 return {}
-            with self._unmade(changes.get("directories", {"old": []})["old"]):
-                self.edit_conf(CONF, name)
+            self.edit_conf(CONF, name)
             self.edit_conf(guards.PATH, name)
+            for path in changes.get("directories", {"old": []})["old"]:
+                self._rmdir(path)
         return changes
 
 

@@ -145,7 +145,11 @@ def _release(held):
 
 
 def save(root, registry):
-    """Replace qubes.xml under the lock, which goes over to the new file as in R3.2."""
+    """
+    Replace qubes.xml under the lock, which goes over to the new file as in R3.2.
+
+    Raises :py:class:`files.Unsynced` once it is replaced but may not be on the disk.
+    """
     held = _locks[(os.getpid(), root)]
     data = registry.dumps()
 
@@ -153,13 +157,20 @@ def save(root, registry):
         fcntl.lockf(fd, fcntl.LOCK_EX)
         return True
 
+    unsynced = None
     with held.handles:
         try:
             fd = files.replace(held.dir_fd, held.name, data, files.FILE_MODE, take_over)
+        except files.Unsynced as err:
+            fd, unsynced = err.fd, err
         except OSError as err:
-            raise StoragePoolException(f"{PATH}: cannot be saved: {err.strerror}") from err
+            raise StoragePoolException(
+                f"{PATH}: cannot be saved: {err.strerror}; it is as it was: mend it and try again"
+            ) from err
         os.close(held.fd)
         held.fd = fd
     stamp = files.stamp(root, PATH)
     if stamp and stamp[2] == len(data):
         _cache[root] = (stamp, registry)
+    if unsynced:
+        raise unsynced

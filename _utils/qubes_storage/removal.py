@@ -127,7 +127,7 @@ class Removal:
             raise InvalidInput(f"VM {name}: its images cannot be both deleted and kept; say one")
         if not self.vm_remove_diff(name, purge, keep):
             return {}
-        with self.locked() as registry:
+        with self.locked("VM", name) as registry:
             changes = self.vm_remove_diff(name, purge, keep)
             vm = self.find_vm(name)
             if vm is None:

@@ -43,7 +43,7 @@ class Reverting:
         becomes a revision, and its size stays. Returns the changes.
         """
         self._plan_revert(name, volume, revision)
-        with self.locked():
+        with self.locked("VM", name):
             vm, pool, found = self._plan_revert(name, volume, revision)
             with self._writing(vm, pool) as fd:
                 if volume == "root" and "root-cow" in vm.images:

@@ -9,7 +9,7 @@ from qubes_storage import admin, files, guards, registry
 from qubes_storage.checking import Checking
 from qubes_storage.conf import Conf
 from qubes_storage.disks import Disks
-from qubes_storage.exc import InvalidInput, NotSupported
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.moving import Moving
 from qubes_storage.orphans import Orphans
 from qubes_storage.pool import CONF, make_pool, pick
@@ -70,6 +70,7 @@ class System(Pools, Orphans, VMs, Moving, Checking, Reverting, Removal, Disks, R
 
     def __init__(self, root="/"):
         self.root = root
+        self._unsynced = []  # the files that were replaced, but may not be on the disk
 
     def sections(self):
         """``{pool: {option: value}}`` of storage.conf."""
@@ -91,14 +92,50 @@ class System(Pools, Orphans, VMs, Moving, Checking, Reverting, Removal, Disks, R
         return loaded.made[name]
 
     @contextlib.contextmanager
-    def locked(self):
-        """Hold the lock that every writer of storage.conf and qubes.xml takes."""
-        with registry.lock(self.root) as found:
-            yield found
+    def locked(self, kind=None, name=None):
+        """
+        Hold the lock that every writer of storage.conf and qubes.xml takes.
+
+        What goes wrong is told of the pool or VM, as ``kind`` says, that is called ``name``.
+        """
+        who = f"{kind} {name}: " if kind else ""
+        self._unsynced = []
+        try:
+            with registry.lock(self.root) as found:
+                yield found
+        except OSError as err:
+            place = self._place(kind, name)
+            raise StoragePoolException(
+                f"{who}{place}: {err.strerror or err}; mend it and try again"
+            ) from err
+        if self._unsynced:
+            path, err = self._unsynced[0]
+            raise StoragePoolException(
+                f"{who}it is done, but {path} may not be on the disk: {err.strerror}; look after"
+                " the disk"
+            ) from err
+
+    def _place(self, kind, name):
+        """The directory of a pool or VM, for a message."""
+        with contextlib.suppress(OSError, StoragePoolException):
+            if kind == "pool":
+                return self.get_pool(name).dir_path
+            vm = self.find_vm(name)
+            return self.pool_of(vm).vmdir(vm) if vm else registry.PATH
+        return CONF
 
     def save_registry(self, changed):
         """Save qubes.xml; the lock is held."""
-        registry.save(self.root, changed)
+        with self._synced(registry.PATH):
+            registry.save(self.root, changed)
+
+    @contextlib.contextmanager
+    def _synced(self, path):
+        """A file that is replaced stands, though it may not be on the disk; told in the end."""
+        try:
+            yield
+        except files.Unsynced as err:
+            self._unsynced.append((path, err))
 
     def edit_conf(self, path, section, options=None):
         """Change a section of storage.conf or of the guards, or remove it; the lock is held."""
@@ -111,9 +148,24 @@ class System(Pools, Orphans, VMs, Moving, Checking, Reverting, Removal, Disks, R
             conf.edit(section, options)
         if conf.dumps() != (data or b""):
             os.close(files.make_dirs(self.root, os.path.dirname(path)))
-            with files.locate(self.root, path) as (fd, name):
+            with files.locate(self.root, path) as (fd, name), self._synced(path):
                 files.replace(fd, name, conf.dumps())
         return fresh
+
+    @contextlib.contextmanager
+    def _put_back(self, path):
+        """Have a file be as it was if the body fails; the lock is held."""
+        before = files.read(self.root, path)
+        try:
+            yield
+        except BaseException:
+            if files.read(self.root, path) != before:
+                with contextlib.suppress(OSError), files.locate(self.root, path) as (fd, name):
+                    if before is None:
+                        os.unlink(name, dir_fd=fd)
+                    else:
+                        files.replace(fd, name, before)
+            raise
 
 
 def _admin_only(verb, way):

@@ -126,7 +126,7 @@ class VMs(Planning, Comparing, Cloning):
                 f"VM {name}: is in qubes.xml already; change it with qubes_vm.set"
             )
         self.plan(name, **declared)  # before the lock, which would make a missing qubes.xml
-        with self.locked() as registry:
+        with self.locked("VM", name) as registry:
             changes, plan = self.plan(name, **declared)
             if "created" not in changes:
                 raise StoragePoolException(f"VM {name}: was created by someone else meanwhile")
@@ -148,7 +148,7 @@ class VMs(Planning, Comparing, Cloning):
         ``keep`` is :py:meth:`migrate_vm`'s. Returns the changes.
         """
         self.get_vm(name)
-        with self.locked():
+        with self.locked("VM", name):
             vm = self.get_vm(name)
             changes, _ = self.plan(name, **declared)
             pool = self.pool_of(vm)
@@ -167,14 +167,10 @@ class VMs(Planning, Comparing, Cloning):
                 attrs["label"] = changes["label"]["new"]
             if "template" in changes:
                 attrs["template_qid"] = registry.by_name[changes["template"]["new"]].attrs["qid"]
-            try:
-                if "label" in changes:  # before the registry, by which the next run compares
-                    self._set_icon(pool, vm, attrs["label"])
-                if attrs:
-                    self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
-            except BaseException:
-                self._set_icon(pool, vm, self.get_vm(name).label)
-                raise
+            if attrs:
+                self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
+            if "label" in changes:
+                self._set_icon(pool, vm, attrs["label"])
         return changes
 
     def resize_vm(self, name, volume, size):
@@ -184,7 +180,7 @@ class VMs(Planning, Comparing, Cloning):
         Smaller is refused. A loop device over the image, by which a running VM has it, grows too.
         """
         size = check_volumes(name, {volume: size})[volume]
-        with self.locked():
+        with self.locked("VM", name):
             vm = self.get_vm(name)
             self._check_own_directory(vm)
             changes, _ = self.plan(name, volumes={volume: size})
@@ -215,7 +211,6 @@ class VMs(Planning, Comparing, Cloning):
                 os.unlink(new, dir_fd=fd)
             os.symlink(ICONS.format(label), new, dir_fd=fd)
             os.rename(new, "icon.png", src_dir_fd=fd, dst_dir_fd=fd)
-            os.fsync(fd)
 
     def _grow(self, pool, vm, volume, size):
         fd = pool.open_vm(vm)
@@ -228,7 +223,8 @@ class VMs(Planning, Comparing, Cloning):
                 image.tell_loops(files.at(fd, IMAGES[volume]))
         except OSError as err:
             raise StoragePoolException(
-                f"VM {vm.name}: {path} cannot grow to {format_size(size)}: {err.strerror}"
+                f"VM {vm.name}: {path} cannot grow to {format_size(size)}: {err.strerror}; mend it"
+                " and try again"
             ) from err
 
     def check_growth(self, pool, needed=0):
