@@ -42,6 +42,8 @@ def counts(name, args):
     """Whether a call is one of those that are counted: one that opens without creating is not."""
     if name in ("open", "openat", "openat2"):
         return any(word in arg for arg in args if isinstance(arg, str) for word in _CREATES)
+    if name == "ioctl":  # Python asks so whether a file is a terminal, of each loop device's files
+        return args[1] != "TCGETS"
     return name in CALLS and (name != "fcntl" or "SETLK" in args[1])
 
 
@@ -63,8 +65,6 @@ def parse(lines):
         for each in args:
             if isinstance(each, Fd) and each.number is not None:
                 handles[each.number] = each.path
-        if name == "ioctl" and "FICLONE" in args[1]:  # strace shows its source as a number
-            args[2] = Fd(int(args[2]), handles[int(args[2])])
         if counts(name, args):
             yield name, args, result, error, list(_paths(name, args, handles))
         if isinstance(result, Fd):

@@ -28,10 +28,16 @@ class Operation:
     renames: tuple = ()  # (its name, its new name)
     takes: str = None  # the file of the caller's that goes, "outside" or "ssd"
     drivers: tuple = DRIVERS
-    words: tuple = ()  # an error of it has one of them: the pool's or VM's name
+    pool: str = None  # the pool that it is about
 
     def __str__(self):
         return self.name
+
+    @property
+    def words(self):
+        """One of them is in each error: what it is about, or what all is kept in."""
+        about = [f"VM {name}" for name in ("new", *self.vms, *self.renames)]
+        return [*about, f"pool {self.pool}", "qubes.xml", "storage.conf"]
 
 
 def build(world, driver):
@@ -41,9 +47,11 @@ def build(world, driver):
     """
     machine, system = world.machine, world.connect()
     world.driver = driver
+    machine.elements[-1][1]["dir_path"] = f"{LIB}/vm-templates/fedora-23"
+    machine.write_registry()
     keep = {"revisions_to_keep": 3} if driver != "xen" else {}
     for name in ("ssd", "near", "spare"):
-        system.add_pool(name, driver=driver, dir_path=f"/mnt/ssd/{name}", **keep)
+        system.add_pool(name, driver=driver, dir_path=f"/mnt/ssd/{name}", min_free=1, **keep)
     system.add_pool("plain", dir_path="/mnt/ssd/plain")
     system.create_vm("tpl", klass="TemplateVM", template="fedora-23", pool="ssd")
     system.create_vm("work", klass="StandaloneVM", template="fedora-23", pool="ssd", label="green")
@@ -153,14 +161,14 @@ OPERATIONS = {
         Operation(
             "pool add",
             pool_present("new", driver=_driver, dir_path="/mnt/ssd/new", min_free="1MiB"),
-            words=("pool new", "pool default"),
+            pool="new",
         ),
         Operation(
             "pool set",
             pool_present("spare", dir_path="/mnt/ssd/other", min_free="2MiB"),
-            words=("pool spare",),
+            pool="spare",
         ),
-        Operation("pool remove", verb("remove_pool", "spare", purge=True), words=("pool spare",)),
+        Operation("pool remove", verb("remove_pool", "spare", purge=True), pool="spare"),
         Operation(
             "create AppVM",
             vm_present("new", template="tpl", pool="ssd", volumes={"private": 3 * GIB}),

@@ -34,6 +34,7 @@ _RECV, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
 _NOTICE, _ANSWER = "=QIIiIQ6Q", "=QqiI"
 # Which calls of a name are asked about, by an argument: those that calls.counts() counts.
 _BITS = {"open": (1, 0o20001100), "openat": (2, 0o20001100)}  # O_CREAT, O_TRUNC, O_TMPFILE
+_TCGETS = 0x5401  # what Python asks of each file that it opens as text
 _VALUES = {"fcntl": (1, (6, 7, 37, 38))}  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
 
 
@@ -47,7 +48,9 @@ def missing():
 def _program(name):
     """The filter: ask about calls of a name, allow the rest."""
     ask, allow = (_RETURN, 0, 0, _ASK), (_RETURN, 0, 0, _ALLOW)
-    if name in _BITS:
+    if name == "ioctl":
+        rest = [(_LOAD, 0, 0, 24), (_EQUAL, 0, 1, _TCGETS), allow, ask]
+    elif name in _BITS:
         at, bits = _BITS[name]
         rest = [(_LOAD, 0, 0, 16 + 8 * at), (_ANY_BIT, 0, 1, bits), ask, allow]
     elif name in _VALUES:

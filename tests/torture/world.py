@@ -88,13 +88,18 @@ class World:
 
     def tree(self):
         """``{path: (type, mode, size, content)}`` of all that is on the machine and outside."""
-        found = {}
+        start = len(str(self.place / "live/"))
+        return {same(path[start:].lstrip("/")): look(path) for path in self._paths()}
+
+    def stamps(self):
+        """``{path: (inode, when it changed)}`` of the same, which any write changes."""
+        return {path: (s.st_ino, s.st_ctime_ns) for path in self._paths() for s in [os.lstat(path)]}
+
+    def _paths(self):
         for base in (self.machine.root, self.outside):
             for here, dirs, names in os.walk(base):
                 for name in dirs + names:
-                    path = os.path.join(here, name)
-                    found[same(os.path.relpath(path, self.place / "live"))] = look(path)
-        return found
+                    yield os.path.join(here, name)
 
 
 def _memory():
