@@ -181,6 +181,7 @@ def built(plan):
             inode = _build(plan, marker)
             os.close(os.open(inode, os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
             os.fsync(marker)
+            os.fsync(fd)  # the marker is on the disk before what it marks is in its place
             files.rename_new(marker, fd, name)
             placed = True
             os.fsync(fd)
@@ -189,6 +190,7 @@ def built(plan):
             with contextlib.suppress(FileNotFoundError):
                 if placed:
                     os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
+                    os.fsync(fd)
                 files.remove_tree(fd, creating(name))
             if isinstance(err, FileExistsError):
                 raise _occupied(pool, vm) from err

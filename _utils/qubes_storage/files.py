@@ -144,19 +144,34 @@ def make_dir(dir_fd, name, mode=DIR_MODE):
     return fd
 
 
+def place_dir(dir_fd, name, mode=DIR_MODE):
+    """Make a directory that has its mode and group from the moment it has its name."""
+    new = f".{name}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(new, dir_fd=dir_fd)  # a dead run's
+    with closing(make_dir(dir_fd, new, mode)) as fd:
+        os.fsync(fd)
+    try:
+        rename_new(dir_fd, dir_fd, new, name)
+    except BaseException:
+        os.rmdir(new, dir_fd=dir_fd)
+        raise
+    os.fsync(dir_fd)
+
+
 def make_dirs(root, path, mode=0o755):
     """
     A handle of a directory of the system's own layout, such as /etc/qubes, made if there is none.
 
     Its parents are made too, for they are the machine's own; ``mode`` is for the last one.
     """
-    try:
-        return open_dir(root, path)
-    except FileNotFoundError:
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return open_dir(root, path)
         parent, name = os.path.split(path.rstrip("/"))
-        with closing(make_dirs(root, parent)) as fd, contextlib.suppress(FileExistsError):
-            return make_dir(fd, name, mode)
-        return open_dir(root, path)
+        others = contextlib.suppress(FileExistsError, FileNotFoundError)  # they make it too
+        with closing(make_dirs(root, parent)) as fd, others:
+            place_dir(fd, name, mode)
 
 
 def read(root, path):
@@ -269,23 +284,24 @@ def _own_as(fd, old, mode):
     os.fchmod(fd, stat.S_IMODE(old.st_mode) if mode is None else mode)
 
 
-def rename_new(from_fd, to_fd, name):
+def rename_new(from_fd, to_fd, name, new_name=None):
     """
-    Move ``name`` from one directory to another; raises FileExistsError rather than replace it.
+    Move ``name`` from one directory to another; raises FileExistsError rather than replace one.
 
     A rename alone would replace an empty directory of somebody else's.
     """
+    new_name = new_name or name
     with contextlib.suppress(AttributeError):  # a C library without it
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-        text = os.fsencode(name)
-        if not renameat2(from_fd, text, to_fd, text, _RENAME_NOREPLACE):
+        texts = os.fsencode(name), os.fsencode(new_name)
+        if not renameat2(from_fd, texts[0], to_fd, texts[1], _RENAME_NOREPLACE):
             return
         err = ctypes.get_errno()
         if err not in (errno.EINVAL, errno.ENOSYS):  # a filesystem without it
-            raise OSError(err, os.strerror(err), name)
-    if exists(to_fd, name):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-    os.rename(name, name, src_dir_fd=from_fd, dst_dir_fd=to_fd)
+            raise OSError(err, os.strerror(err), new_name)
+    if exists(to_fd, new_name):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+    os.rename(name, new_name, src_dir_fd=from_fd, dst_dir_fd=to_fd)
 
 
 def remove_tree(dir_fd, name):

@@ -71,14 +71,15 @@ class Origin:
             return
         name = os.path.basename(self.path)
         with files.closing(fd):
-            if read(fd, moving(name)) == self.place:
-                if not self.keep and self._is_old(fd, name):
-                    os.rename(name, removing(name), src_dir_fd=fd, dst_dir_fd=fd)
-                os.unlink(moving(name), dir_fd=fd)
+            marked = read(fd, moving(name)) == self.place
+            if marked and not self.keep and self._is_old(fd, name):
+                os.rename(name, removing(name), src_dir_fd=fd, dst_dir_fd=fd)
                 os.fsync(fd)
             if not self.keep and self._is_old(fd, removing(name)):
                 files.remove_tree(fd, removing(name))
-                os.fsync(fd)
+            if marked:
+                os.unlink(moving(name), dir_fd=fd)
+            os.fsync(fd)
 
     def _is_old(self, fd, name):
         found = files.exists(fd, name)
@@ -91,6 +92,7 @@ def undo(root, fd, name):
         there = files.exists(fd, name)
         if there and files.exists(marker, image.identity(fd, name)):
             os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
+            os.fsync(fd)  # out of its place on the disk too, before anything of it goes
         origin = Origin.read(marker)
     files.remove_tree(fd, creating(name))
     old = _open(root, origin.path) if origin else None

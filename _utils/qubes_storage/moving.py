@@ -67,13 +67,13 @@ class Moving:
         return changes, vm, renamed
 
     def _came_from(self, vm, name):
-        """Whether a dead run has renamed a VM that was called ``name``."""
+        """Whether a dead run has renamed a VM that was, or may have been, called ``name``."""
         with files.closing(self.pool_of(vm).open_subdir(vm.klass.subdir)) as fd:
             if not files.exists(fd, markers.creating(vm.dirname)):
                 return False
             with files.closing(files.open_subdir(fd, markers.creating(vm.dirname))) as marker:
                 origin = markers.Origin.read(marker)
-        return origin is not None and os.path.basename(origin.path) == name
+        return origin is None or os.path.basename(origin.path) == name
 
     @staticmethod
     def _check_own_directory(vm):

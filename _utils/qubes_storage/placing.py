@@ -119,6 +119,22 @@ class Placing:
                 ) from err
             raise
 
+    @contextlib.contextmanager
+    def _unmade(self, paths):
+        """Remove empty directories; if the section stays then, they come back."""
+        gone = []
+        try:
+            for path in paths:
+                self._rmdir(path)
+                gone.append(path)
+            yield
+        except BaseException:
+            for path in reversed(gone):
+                parent, name = os.path.split(path.rstrip("/"))
+                with files.closing(files.open_dir(self.root, parent)) as fd:
+                    files.place_dir(fd, name)
+            raise
+
     def _empty_dirs(self, name):
         """The directories of a pool that hold nothing, the innermost first."""
         try:
@@ -140,6 +156,7 @@ class Placing:
         parent, name = os.path.split(path.rstrip("/"))
         with files.closing(files.open_dir(self.root, parent)) as fd:
             os.rmdir(name, dir_fd=fd)
+            os.fsync(fd)
 
 
 def pool_of(entry):

@@ -110,8 +110,7 @@ class Pool:
             parent, name = os.path.split(path.rstrip("/"))
             try:
                 with files.closing(files.open_dir(self.root, parent)) as fd:
-                    os.close(files.make_dir(fd, name))
-                    os.fsync(fd)
+                    files.place_dir(fd, name)
             except OSError as err:
                 raise StoragePoolException(
                     f"pool {self.name}: cannot make {path}: {err.strerror}; make {parent}, or mount"

@@ -256,8 +256,9 @@ class Pools(Placing):
 
     def pool_remove_diff(self, name, purge=False):
         """What :py:meth:`remove_pool` would change; raises what it would raise."""
+        guarded = {k: {"old": v, "new": None} for k, v in self.guards(name).items()}
         if name not in self.sections():
-            return {}
+            return guarded  # a dead run's
         if name == "default":
             raise StoragePoolException(
                 f"pool default: stays in {CONF}: R3.2's own tools load no VM without it"
@@ -268,9 +269,7 @@ class Pools(Placing):
                 f"pool {name}: VMs lie in it ({shown(vm.name for vm in vms)}); migrate or remove"
                 " them first"
             )
-        changes = {"removed": {"old": name, "new": None}}
-        for guard, value in self.guards(name).items():
-            changes[guard] = {"old": value, "new": None}
+        changes = {"removed": {"old": name, "new": None}, **guarded}
         empty = self._empty_dirs(name) if purge else []
         if empty:
             changes["directories"] = {"old": empty, "new": []}
@@ -289,10 +288,9 @@ class Pools(Placing):
             changes = self.pool_remove_diff(name, purge)
             if not changes:
                 return {}
-            self.edit_conf(CONF, name)
+            with self._unmade(changes.get("directories", {"old": []})["old"]):
+                self.edit_conf(CONF, name)
             self.edit_conf(guards.PATH, name)
-            for path in changes.get("directories", {"old": []})["old"]:
-                self._rmdir(path)
         return changes
 
 

@@ -167,10 +167,14 @@ class VMs(Planning, Comparing, Cloning):
                 attrs["label"] = changes["label"]["new"]
             if "template" in changes:
                 attrs["template_qid"] = registry.by_name[changes["template"]["new"]].attrs["qid"]
-            if attrs:
-                self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
-            if "label" in changes:
-                self._set_icon(pool, vm, attrs["label"])
+            try:
+                if "label" in changes:  # before the registry, by which the next run compares
+                    self._set_icon(pool, vm, attrs["label"])
+                if attrs:
+                    self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
+            except BaseException:
+                self._set_icon(pool, vm, self.get_vm(name).label)
+                raise
         return changes
 
     def resize_vm(self, name, volume, size):
@@ -211,6 +215,7 @@ class VMs(Planning, Comparing, Cloning):
                 os.unlink(new, dir_fd=fd)
             os.symlink(ICONS.format(label), new, dir_fd=fd)
             os.rename(new, "icon.png", src_dir_fd=fd, dst_dir_fd=fd)
+            os.fsync(fd)
 
     def _grow(self, pool, vm, volume, size):
         fd = pool.open_vm(vm)

@@ -65,6 +65,8 @@ def parse(lines):
         for each in args:
             if isinstance(each, Fd) and each.number is not None:
                 handles[each.number] = each.path
+        if name == "ioctl" and "FICLONE" in args[1]:  # strace shows its source as a number
+            args[2] = Fd(int(args[2]), handles[int(args[2])])
         if counts(name, args):
             yield name, args, result, error, list(_paths(name, args, handles))
         if isinstance(result, Fd):
