@@ -220,6 +220,11 @@ def stamp(root, path):
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
     except OSError:
         return None
+    return stamp_of(found)
+
+
+def stamp_of(found):
+    """The stamp of a file that was looked at."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 

@@ -37,14 +37,15 @@ def load(root):
     with held.handles:
         if held.fd is not None:
             # Closing another descriptor of the file would drop our lock: read through this one.
-            data = os.pread(held.fd, os.fstat(held.fd).st_size, 0)
+            found = os.fstat(held.fd)
+            stamp, data = files.stamp_of(found), os.pread(held.fd, found.st_size, 0)
         else:
             data = files.read(root, PATH)
     if data is None:
         return None
     registry = with_dom0(loads(data))
-    if stamp and stamp[2] == len(data):
-        _cache[root] = (stamp, registry)
+    # The stamp is never younger than the data: if it is older, the next load reads again.
+    _cache[root] = (stamp, registry)
     return registry
 
 
@@ -90,19 +91,21 @@ def _acquire(root, held):
     try:
         with files.locate(root, PATH) as (dir_fd, name):
             held.dir_fd, held.name = os.dup(dir_fd), name
-        while True:
+        while held.fd is None:
             fd = _open(held)
-            fcntl.lockf(fd, fcntl.LOCK_EX)
-            with held.handles:
-                fcntl.lockf(fd, fcntl.LOCK_EX)  # a thread that read meanwhile has dropped it
-                now = files.exists(held.dir_fd, held.name)
-                mine = os.fstat(fd)
-                if now and (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino):
-                    held.fd = fd
-                    with contextlib.suppress(OSError):  # what a dead run did not get to rename
-                        os.unlink(f".{held.name}.new", dir_fd=held.dir_fd)
-                    return
-                os.close(fd)
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX)
+                with held.handles:
+                    fcntl.lockf(fd, fcntl.LOCK_EX)  # a thread that read meanwhile has dropped it
+                    now = files.exists(held.dir_fd, held.name)
+                    mine = os.fstat(fd)
+                    if now and (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino):
+                        held.fd = fd
+            finally:
+                if held.fd is None:
+                    os.close(fd)
+        with contextlib.suppress(OSError):  # what a dead run did not get to rename
+            os.unlink(f".{held.name}.new", dir_fd=held.dir_fd)
     except OSError as err:
         _release(held)
         raise StoragePoolException(
@@ -169,8 +172,6 @@ def save(root, registry):
             ) from err
         os.close(held.fd)
         held.fd = fd
-    stamp = files.stamp(root, PATH)
-    if stamp and stamp[2] == len(data):
-        _cache[root] = (stamp, registry)
+        _cache[root] = (files.stamp_of(os.fstat(fd)), registry)
     if unsynced:
         raise unsynced

@@ -1,0 +1,162 @@
+"""The one lock of the registry: taken from another process, waited for in vain, never left held."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from qubes_storage import registry
+from qubes_storage.exc import StoragePoolException
+
+from tests.conftest import TREE
+from tests.r32.machine import LIB, XML
+
+HOLDER = """
+import sys
+from qubes_storage import registry
+
+root, clockvm = sys.argv[1:]
+with registry.lock(root) as found:
+    print("locked", flush=True)
+    sys.stdin.readline()
+    if clockvm:
+        registry.save(root, found.copy(attrs={**found.attrs, "clockvm": clockvm}))
+"""
+
+
+def waits(machine):
+    """Whether a process waits for the lock of the machine's registry, within 30 seconds."""
+    inode = os.stat(machine.path(XML)).st_ino
+    for _ in range(3000):
+        with open("/proc/locks", encoding="ascii") as locks:
+            if any("->" in line and f":{inode} " in line for line in locks):
+                return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.fixture
+def holder(scratch):
+    """``(machine, start)``: ``start(clockvm)`` is another process that holds the lock."""
+    machine = scratch()
+    started = []
+
+    def start(clockvm=""):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, machine.connect().root, clockvm],
+            env={**os.environ, "PYTHONPATH": str(TREE / "_utils")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "locked\n"
+        return process
+
+    yield machine, start
+    for process in started:
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+
+
+def handles(machine):
+    """What this process has open below the machine's root, deleted files too."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the handle of that directory itself
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [path for path in found if path.startswith(str(machine.root))]
+
+
+def when_waiting(machine, act):
+    """Do something once this process waits for the lock."""
+    thread = threading.Thread(target=lambda: waits(machine) and act())
+    thread.start()
+    return thread
+
+
+def test_who_waited_gets_the_lock_of_the_file_that_came_instead(holder):
+    machine, start = holder
+    root = machine.connect().root
+    registry.load(root)
+    process = start("1")
+    before = os.stat(machine.path(XML)).st_ino
+    thread = when_waiting(machine, process.stdin.close)
+    with registry.lock(root) as found:
+        assert found.get("clockvm") == "1"
+        assert os.stat(machine.path(XML)).st_ino != before
+        registry.save(root, found.copy(attrs={**found.attrs, "clockvm": "None"}))
+    thread.join()
+    process.stdin = None  # for communicate, which would flush it
+    assert registry.load(root).get("clockvm") is None
+    assert handles(machine) == []
+
+
+def test_an_interruption_while_it_waits_leaves_no_handle_and_no_lock(holder):
+    machine, start = holder
+    root = machine.connect().root
+    process = start()
+    main = threading.main_thread().ident
+    thread = when_waiting(machine, lambda: signal.pthread_kill(main, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), registry.lock(root):
+        pass
+    thread.join()
+    assert handles(machine) == []
+    process.communicate(timeout=30)
+    with registry.lock(root) as found:
+        assert "fedora-23" in found.by_name
+
+
+def test_a_directory_in_place_of_the_registry_is_told(scratch):
+    machine = scratch()
+    machine.path(XML).unlink()
+    machine.mkdir(XML)
+    with (
+        pytest.raises(StoragePoolException, match=f"{XML}: cannot be locked: Is a directory"),
+        registry.lock(machine.connect().root),
+    ):
+        pass
+    assert handles(machine) == []
+
+
+def test_links_that_lead_in_a_circle_are_told(scratch):
+    machine = scratch()
+    machine.path(XML).unlink()
+    machine.path(XML).symlink_to(XML)
+    with (
+        pytest.raises(StoragePoolException, match="too many links; put a file in its place"),
+        registry.lock(machine.connect().root),
+    ):
+        pass
+    assert handles(machine) == []
+
+
+def test_a_save_that_fails_keeps_the_lock_and_the_file(scratch):
+    machine = scratch()
+    root = machine.connect().root
+    before = machine.xml
+    with registry.lock(root) as found:
+        machine.mkdir(f"{LIB}/.qubes.xml.new")
+        changed = found.copy(attrs={**found.attrs, "clockvm": "1"})
+        with pytest.raises(StoragePoolException, match=f"{XML}: cannot be saved: Is a directory"):
+            registry.save(root, changed)
+        assert machine.xml == before
+        os.rmdir(machine.path(f"{LIB}/.qubes.xml.new"))
+        registry.save(root, changed)
+    assert registry.load(root).get("clockvm") == "1"
+
+
+def test_what_someone_put_in_place_of_a_save_is_read(scratch):
+    """Also where it has the same size: what is kept belongs to the file that was written."""
+    machine = scratch()
+    root = machine.connect().root
+    with registry.lock(root) as found:
+        registry.save(root, found.copy(attrs={**found.attrs, "clockvm": "1"}))
+        other = machine.xml.replace(b'clockvm="1"', b'clockvm="7"')
+        machine.write(f"{LIB}/other.xml", other)
+        os.rename(machine.path(f"{LIB}/other.xml"), machine.path(XML))
+    assert registry.load(root).get("clockvm") == "7"
