@@ -1,5 +1,6 @@
 """What the registry, storage.conf and the disks do not agree on."""
 
+import contextlib
 import os
 
 from qubes_storage import files
@@ -22,20 +23,25 @@ class Orphans:
         registry = self.registry()
         vms = [vm for vm in (VM.of(e, registry) for e in registry.entries) if vm]
         vms = [vm for vm in vms if vm.klass.name != "AdminVM"]
-        for name in self.sections():
+        pools = self._pools()
+        for name, pool in pools.items():
             owned = {(vm.klass.subdir, vm.dirname) for vm in vms if vm.pool == name}
-            try:
-                pool = self.get_pool(name)
-                found += self._unowned(pool, owned) if isinstance(pool, Pool) else []
-            except StoragePoolException:
-                continue
+            found += self._unowned(pool, owned)
         for vm in vms:
             if vm.pool not in self.sections():
                 found.append({"pool": vm.pool, "path": None, "size": None})
-            elif vm.klass.name != "DispVM" and self.vm_dir_is_gone(vm):
-                path = self.get_pool(vm.pool).vmdir(vm)
+            elif vm.pool in pools and vm.klass.name != "DispVM" and self.vm_dir_is_gone(vm):
+                path = pools[vm.pool].vmdir(vm)
                 found.append({"pool": vm.pool, "path": path, "size": None})
         return [row for n, row in enumerate(found) if row not in found[:n]]
+
+    def _pools(self):
+        """``{name: Pool}`` of those that can be looked into; of the others, ``pool_info`` tells."""
+        found = {}
+        for name in self.sections():
+            with contextlib.suppress(StoragePoolException):
+                found[name] = self.get_pool(name)
+        return {name: pool for name, pool in found.items() if isinstance(pool, Pool)}
 
     def _unowned(self, pool, owned):
         found = []

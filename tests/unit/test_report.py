@@ -62,6 +62,14 @@ def test_images_that_are_gone_have_no_size(machine):
     assert found["private"] == {"size": None, "allocated": None}
 
 
+def test_orphans_are_told_although_a_pool_cannot_be_loaded(machine):
+    machine.mkdir(f"{LIB}/appvms/old")
+    found = machine.connect().orphans()
+    paths = [(row["pool"], row["path"]) for row in found]
+    assert ("default", f"{LIB}/appvms/old") in paths
+    assert ("gone", None) in paths
+
+
 def test_looking_writes_nothing(machine):
     before = machine.tree()
     machine.connect().report()
