@@ -140,7 +140,7 @@ class Removal:
             elif "deleted" in changes or "unfinished" in changes:
                 with build.removed(self.pool_of(vm), vm):
                     self.save_registry(self._without(registry, vm))
-            elif changes:
+            else:
                 self.save_registry(self._without(registry, vm))
         return changes
 

@@ -138,7 +138,7 @@ def test_create_finishes_a_move_that_left_no_vm_and_create_only_does_not(there):
     assert furniture(daemon) == before
 
 
-@pytest.mark.parametrize("name", ["../work", 17, None])
+@pytest.mark.parametrize("name", ["../work", "./../work"])
 def test_a_name_that_is_none_leads_to_no_journal(there, name):
     _, system = there
     outside = (Path(system.root) / JOURNAL).parent.parent / "work.json"

@@ -91,6 +91,17 @@ def test_purge_of_a_pool_whose_disk_is_away_removes_the_pool_alone(there):
     assert "btrfs" not in daemon.pools
 
 
+def test_guards_that_a_pool_of_that_name_left_are_not_written_again(there):
+    _, system = there
+    conf = Path(system.root) / "etc/qubes/storage-guards.conf"
+    conf.parent.mkdir(parents=True, exist_ok=True)
+    conf.write_text("[new]\nmin_free = 1GiB\n")
+    before = conf.stat()
+    system.add_pool("new", "file", dir_path="/mnt/new", min_free="1GiB")
+    assert system.pool_info("new")["min_free"] == "1GiB"
+    assert (conf.stat().st_ino, conf.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_a_default_pool_that_is_not_declared_is_kept(there):
     _, system = there
     assert system.default_pools_diff(default_pool=None, default_pool_root=None) == {}

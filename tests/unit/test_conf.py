@@ -152,6 +152,11 @@ def test_an_option_goes_to_the_last_piece_of_its_section():
     assert edited(text, "a", w="4") == text.replace(b"z = 3\n", b"z = 3\nw = 4\n")
 
 
+def test_an_option_after_a_last_line_without_an_end_gets_a_line_of_its_own():
+    assert edited(b"[a]\nx = 1", "a", y="2") == b"[a]\nx = 1\ny = 2\n"
+    assert edited(b"[a]\r\nx = 1", "a", y="2") == b"[a]\r\nx = 1\r\ny = 2\r\n"
+
+
 def test_values_of_DEFAULT_are_in_each_section_after_its_own():  # noqa: N802
     text = b"[DEFAULT]\na = 1\nb = 2\n[foo]\nc = 3\nb = 4\n[default]\n"
     found = loads(text)

@@ -1,6 +1,7 @@
 """Drivers are found in files, in installed packages and by class; a broken one harms no other."""
 
 import importlib
+import importlib.metadata
 import sys
 
 import pytest
@@ -91,6 +92,39 @@ def test_an_installed_package_brings_a_driver(package, scratch, value):
     system.add_pool("ssd", driver="theirs", dir_path="/mnt/ssd")
     system.create_vm("work", template="fedora-23", pool="ssd")
     assert system.verify_vm("work") == []
+
+
+LOOSE = """
+from qubes_storage.drivers import xen
+
+class Pool(xen.Pool):
+    def __init__(self, name, *_, dir_path: str, **rest):
+        super().__init__(name, dir_path=dir_path)
+        self.rest = rest
+"""
+
+
+def test_a_driver_may_take_any_option(folder, scratch):
+    (folder / "loose.py").write_text(LOOSE)
+    assert finding.describe_drivers()["loose"]["options"] == {"dir_path": {"type": "str"}}
+    system = scratch().connect()
+    system.add_pool("ssd", driver="loose", dir_path="/mnt/ssd", colour="blue")
+    assert system.get_pool("ssd").rest == {"colour": "blue"}
+
+
+def test_a_driver_that_is_no_class_of_python_is_listed_without_options(package):
+    package("built", "built_in:Pool", "Pool = dict\n")
+    assert finding.describe_drivers()["built"] == {"options": {}, "from": "built_in:Pool"}
+
+
+def test_packages_are_found_as_python_3_9_tells_of_them(package, monkeypatch):
+    path = package("theirs", "old_driver:Pool", DRIVER)
+    points = importlib.metadata.entry_points
+    told = {finding.GROUP: list(points(group=finding.GROUP))}
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda: told)
+    assert finding.describe_drivers()["theirs"] == {"options": OPTIONS, "from": str(path)}
+    told.clear()
+    assert "theirs" not in finding.list_drivers()
 
 
 def test_a_package_that_others_may_write_is_not_imported(package):

@@ -120,6 +120,11 @@ def test_a_key_that_is_given_twice_is_refused(system, root, given):
         system.add_pool("foo", **given)
 
 
+def test_an_option_whose_name_is_no_text_is_refused(system, root):
+    with refused(root, "pool foo: option 17 is not a text; put it in quotes", InvalidInput):
+        system.add_pool("foo", options={17: "x"})
+
+
 @pytest.mark.parametrize("options", ["dir_path=/opt/a", 5, [["dir_path", "/opt/a"]], [None]])
 def test_options_that_are_no_map_are_refused(system, root, options):
     with refused(root, "pool foo: options .* are no map", InvalidInput):

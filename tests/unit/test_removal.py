@@ -1,0 +1,72 @@
+"""The removal of VMs whose place is odd: no pool, no images, what a dead run left."""
+
+import pytest
+from qubes_storage.exc import InvalidInput
+
+from tests.r32.machine import LIB, element
+
+BAD = "[default]\ndriver=xen\n[bad]\ndriver=nope\ndir_path=/mnt/bad\n"
+
+
+@pytest.fixture
+def machine(scratch):
+    machine = scratch(BAD)
+    machine.elements += [
+        element("QubesAppVm", "lost", 7, template_qid="1", pool_name="gone"),
+        element("QubesDisposableVm", "disp3", 8, template_qid="1"),
+    ]
+    machine.write_registry()
+    machine.connect().create_vm("work")
+    return machine
+
+
+def test_a_vm_whose_pool_is_not_there_is_only_forgotten(machine):
+    system = machine.connect()
+    changes = {"removed": {"old": "lost", "new": None}}
+    assert system.vm_remove_diff("lost") == changes
+    assert system.remove_vm("lost") == changes
+    assert "lost" not in machine.entries()
+    assert system.remove_vm("lost") == {}
+
+
+def test_a_disposable_goes_without_the_images_that_it_shares(machine):
+    machine.mkdir(f"{LIB}/appvms/fedora-23-dvm")
+    machine.image(f"{LIB}/appvms/fedora-23-dvm/private.img", 4096, "shared")
+    assert machine.connect().remove_vm("disp3") == {"removed": {"old": "disp3", "new": None}}
+    assert "disp3" not in machine.entries()
+    assert machine.path(f"{LIB}/appvms/fedora-23-dvm/private.img").exists()
+
+
+def test_a_name_that_leads_elsewhere_is_looked_for_nowhere(machine):
+    machine.mkdir(f"{LIB}/appvms/.a")
+    machine.mkdir(f"{LIB}/appvms/.a/b.creating")
+    before = machine.tree()
+    assert machine.connect().remove_vm("a/b", purge=True) == {}
+    assert machine.tree() == before
+
+
+def test_what_a_dead_run_left_is_found_although_another_pool_cannot_be_loaded(machine):
+    machine.mkdir(f"{LIB}/appvms/.new.creating", 0o700)
+    system = machine.connect()
+    left = {"unfinished": {"old": [f"{LIB}/appvms/.new.creating"], "new": None}}
+    assert system.vm_remove_diff("new") == left
+    assert system.remove_vm("new") == left
+    assert not machine.path(f"{LIB}/appvms/.new.creating").exists()
+    assert system.remove_vm("new") == {}
+
+
+def test_images_are_either_deleted_or_kept(machine):
+    before = machine.tree()
+    with pytest.raises(InvalidInput, match="VM work: its images cannot be both deleted and kept"):
+        machine.connect().remove_vm("work", purge=True, keep=True)
+    assert machine.tree() == before
+
+
+def test_a_removal_that_died_is_undone_where_the_images_are_to_be_kept(machine):
+    appvms = machine.path(f"{LIB}/appvms")
+    (appvms / "work").rename(appvms / ".work.removing")
+    changes = machine.connect().remove_vm("work", keep=True)
+    assert changes["unfinished"] == {"old": [f"{LIB}/appvms/.work.removing"], "new": None}
+    assert (appvms / "work/private.img").exists()
+    assert not (appvms / ".work.removing").exists()
+    assert "work" not in machine.entries()
