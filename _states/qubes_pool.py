@@ -56,7 +56,7 @@ def present(name, driver=None, options=None, require_mount=None, min_free=None, 
         if __opts__["test"]:
             comment = f"Pool {name} would be {done}{notes}"
             return {**ret, "changes": changes, "result": None, "comment": comment}
-        __salt__[f"qubes_pool.{verb}"](name, **declared)
+        changes = __salt__[f"qubes_pool.{verb}"](name, **declared)
     except (CommandExecutionError, SaltInvocationError) as err:
         return _not_done(ret, err)
     return {**ret, "changes": changes, "comment": f"Pool {name} was {done}{notes}"}
@@ -82,7 +82,7 @@ def absent(name, purge=False):
         if __opts__["test"]:
             comment = f"Pool {name} would be removed"
             return {**ret, "changes": changes, "result": None, "comment": comment}
-        __salt__["qubes_pool.remove"](name, purge)
+        changes = __salt__["qubes_pool.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
         return {**ret, "result": False, "comment": str(err)}
     return {**ret, "changes": changes, "comment": f"Pool {name} was removed"}

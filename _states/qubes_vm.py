@@ -79,7 +79,7 @@ def present(
         if __opts__["test"]:
             comment = f"VM {name} would be {done}"
             return {**ret, "changes": changes, "result": None, "comment": comment}
-        __salt__[f"qubes_vm.{verb}"](name, **declared)
+        changes = __salt__[f"qubes_vm.{verb}"](name, **declared)
     except (CommandExecutionError, SaltInvocationError) as err:
         waits = _waits_for(name, err)
         if waits:
@@ -110,7 +110,7 @@ def absent(name, purge=False):
         if __opts__["test"]:
             comment = f"VM {name} would be removed"
             return {**ret, "changes": changes, "result": None, "comment": comment}
-        __salt__["qubes_vm.remove"](name, purge)
+        changes = __salt__["qubes_vm.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
         return {**ret, "result": False, "comment": str(err)}
     return {**ret, "changes": changes, "comment": f"VM {name} was removed"}

@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, field
 
 from qubes_storage import files, image, markers, transfer
-from qubes_storage.exc import StoragePoolException
+from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 from qubes_storage.vm import ICONS, KERNEL_FILES
 
@@ -151,7 +151,7 @@ def check_vacant(pool, vm):
 
 
 def _occupied(pool, vm):
-    return StoragePoolException(
+    return OutOfStep(
         f"VM {vm.name}: {pool.vmdir(vm)} is there, and the registry does not know it; move it away"
         " or take another name: it is left alone"
     )

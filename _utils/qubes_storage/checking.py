@@ -7,6 +7,7 @@ import stat
 
 from qubes_storage import build, files, image
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.looking import looking
 from qubes_storage.values import format_size
 from qubes_storage.vm import IMAGES, KERNEL_FILES, KERNELS, volatile_size
 
@@ -23,6 +24,7 @@ _KNOWN = {
 class Checking:
     """The part of :py:class:`~qubes_storage.system.System` that verifies, commits and resets."""
 
+    @looking
     def verify_vm(self, name):
         """
         What is wrong with a VM's files, as sentences: images that are missing or of a wrong size,
@@ -57,9 +59,8 @@ class Checking:
                 path = os.path.join(place, IMAGES[volume])
                 found.append(f"{path}: is gone; restore it from a backup")
         known = {*_KNOWN, f"{vm.name}.conf"}
-        for name in sorted(os.listdir(fd)):
+        for name, there in files.entries(fd):
             path = os.path.join(place, name)
-            there = files.exists(fd, name)
             if pool.owns(name):
                 continue
             if name.removesuffix(".old") not in known:
@@ -149,6 +150,7 @@ class Checking:
         before = sizes.get("root-cow", (None,))[0]
         return {"root-cow": {"old": before, "new": sizes["root"][0]}, **kept}
 
+    @looking
     def _plan_commit(self, name):
         vm = self.get_vm(name)
         if not vm.klass.is_template:
@@ -181,6 +183,7 @@ class Checking:
                     os.fsync(fd)
         return changes
 
+    @looking
     def _plan_reset(self, name):
         vm = self.get_vm(name)
         self._check_own_directory(vm)

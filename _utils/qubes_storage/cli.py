@@ -156,14 +156,20 @@ def _remove(system, args):
     how = {"keep": True} if args.just_db else {"purge": True}
     planned = system.vm_remove_diff(args.name, **how)
     if not planned:
-        raise StoragePoolException(f"VM {args.name}: is not there; see qubes-storage ls")
+        raise _not_there(args.name)
     deleted = planned.get("deleted", {"old": []})["old"]
     if deleted and sys.stdin.isatty() and not (args.force or args.json):
         print("\n".join([f"VM {args.name} and its images go for good:", *deleted]))
         if input("Delete them? [y/N] ").strip().lower() not in ("y", "yes"):
             raise InvalidInput(f"VM {args.name}: was left as it is")
     changes = system.remove_vm(args.name, **how)
+    if not changes:  # another was first
+        raise _not_there(args.name)
     return changes, [f"VM {args.name} was removed"], 0
+
+
+def _not_there(name):
+    return StoragePoolException(f"VM {name}: is not there; see qubes-storage ls")
 
 
 def _vm_verb(method, done):

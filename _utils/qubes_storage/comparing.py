@@ -3,7 +3,7 @@
 import os
 
 from qubes_storage import build
-from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 
 
 class Comparing:
@@ -64,7 +64,7 @@ class Comparing:
             paths = ", ".join(os.path.join(pool.vmdir(vm), name) for name in gone)
             if self.is_absent_disk(pool):
                 self.check_disk(pool)
-            raise StoragePoolException(
+            raise OutOfStep(
                 f"VM {vm.name}: {paths} is gone{mount}; bring it back, or remove the VM with"
                 " qubes_vm.remove: it is never made anew"
             )

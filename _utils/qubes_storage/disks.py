@@ -5,6 +5,7 @@ from xml.sax.saxutils import escape
 
 from qubes_storage import files, image
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.looking import looking
 from qubes_storage.vm import IMAGES, KERNELS
 
 _DRIVES = {"hd": "disk", "cdrom": "cdrom"}
@@ -13,6 +14,7 @@ _DRIVES = {"hd": "disk", "cdrom": "cdrom"}
 class Disks:
     """The part of :py:class:`~qubes_storage.system.System` that tells libvirt of the images."""
 
+    @looking
     def disks(self, name):
         """
         ``{rootdev, privatedev, volatiledev, otherdevs}`` of a VM: the text of its ``<disk>``

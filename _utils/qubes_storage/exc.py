@@ -15,6 +15,10 @@ class StoragePoolException(Exception):
         self.waits_for = waits_for
 
 
+class OutOfStep(StoragePoolException):
+    """Disk and registry do not agree: something is gone, or is there and known to nobody."""
+
+
 class InvalidInput(StoragePoolException, ValueError):
     """It was asked for wrongly: a name, an option, a size or a combination that cannot be."""
 

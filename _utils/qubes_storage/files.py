@@ -106,6 +106,14 @@ def exists(dir_fd, name):
         return None
 
 
+def entries(dir_fd):
+    """``(name, its lstat)`` of what a directory holds, in order; what goes meanwhile is not."""
+    for name in sorted(os.listdir(dir_fd)):
+        found = exists(dir_fd, name)
+        if found:
+            yield name, found
+
+
 def qubes_gid():
     """The id of group ``qubes``, or None where there is none."""
     try:
@@ -360,5 +368,5 @@ def tree_size(dir_fd, name):
     size = found.st_blocks * 512
     if stat.S_ISDIR(found.st_mode):
         with closing(open_subdir(dir_fd, name)) as fd:
-            size += sum(tree_size(fd, entry) for entry in os.listdir(fd))
+            size += sum(tree_size(fd, entry) for entry, _ in entries(fd))
     return size

@@ -10,6 +10,7 @@ import os
 
 from qubes_storage import build, files, guards, image, markers, transfer
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.looking import looking
 from qubes_storage.values import check_vm_name
 
 
@@ -36,6 +37,7 @@ class Moving:
             self._move(vm, renamed, {"name": new_name, "conf_file": f"{new_name}.conf"})
         return changes
 
+    @looking
     def _plan_rename(self, name, new_name):
         """``(changes, vm, renamed)``; ``vm`` is None where a dead run has renamed it already."""
         check_vm_name(new_name)

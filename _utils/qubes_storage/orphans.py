@@ -5,6 +5,7 @@ import os
 
 from qubes_storage import files
 from qubes_storage.exc import StoragePoolException
+from qubes_storage.looking import looking
 from qubes_storage.pool import Pool
 from qubes_storage.vm import SUBDIRS, VM
 
@@ -12,6 +13,7 @@ from qubes_storage.vm import SUBDIRS, VM
 class Orphans:
     """The part of :py:class:`~qubes_storage.system.System` that looks for what nobody owns."""
 
+    @looking
     def orphans(self):
         """
         ``[{pool, path, size}]`` of directories that no VM owns; ``size`` in bytes as allocated.
@@ -51,7 +53,7 @@ class Orphans:
             except StoragePoolException:
                 continue
             with files.closing(fd):
-                for name in sorted(os.listdir(fd)):
+                for name, _ in files.entries(fd):
                     if (subdir, name) not in owned:
                         path = os.path.join(pool.dir_path, subdir, name)
                         size = files.tree_size(fd, name)

@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from qubes_storage import files, registry
-from qubes_storage.exc import StoragePoolException
+from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.pool import CONF, Pool, in_force, is_place
 from qubes_storage.vm import SUBDIRS, VM
 
@@ -32,7 +32,7 @@ class Placing:
     def check_disk(self, pool):
         """Refuse to make anything in a pool whose disk is not there."""
         if self.is_absent_disk(pool):
-            raise StoragePoolException(
+            raise OutOfStep(
                 f"pool {pool.name}: not one of its VMs is in {pool.dir_path}, so its disk is not"
                 " mounted; mount it, or remove the VMs from the registry with qubes_vm.remove"
             )

@@ -7,6 +7,7 @@ from qubes_storage.conf import Conf
 from qubes_storage.declared import Declared, foreign
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.finding import describe_drivers
+from qubes_storage.looking import looking
 from qubes_storage.placing import Placing, pool_of
 from qubes_storage.pool import (
     CONF,
@@ -25,6 +26,7 @@ _PLACE = ("driver", "class", "dir_path")  # what cannot change under the VMs in 
 class Pools(Placing):
     """The part of :py:class:`~qubes_storage.system.System` that is about pools."""
 
+    @looking
     def list_pools(self):
         """``{name: {option: value}}`` as storage.conf has it."""
         return {name: dict(config) for name, config in self.sections().items()}
@@ -39,6 +41,7 @@ class Pools(Placing):
         vms = (VM.of(entry, found) for entry in found.entries if pool_of(entry) == pool)
         return [vm for vm in vms if vm and vm.klass.name != "AdminVM"]
 
+    @looking
     def pool_info(self, name):
         """
         What is in force for a pool, or None for none of that name.
@@ -104,6 +107,7 @@ class Pools(Placing):
         declared = Declared(name, driver, options, require_mount, min_free, config)
         return self._diff(name, declared)[0]
 
+    @looking
     def pool_notes(
         self, name, driver=None, options=None, require_mount=None, min_free=None, **config
     ):
@@ -111,7 +115,8 @@ class Pools(Placing):
         declared = Declared(name, driver, options, require_mount, min_free, config)
         return foreign(name, self._after(name, declared.options))
 
-    def _diff(self, name, declared, looking=True):
+    @looking
+    def _diff(self, name, declared, try_out=False):
         """``(changes, options of the section to set)``; everything is validated here."""
         old = self.sections().get(name)
         if old is None:
@@ -143,7 +148,7 @@ class Pools(Placing):
             self.check_disk(pool)
             if old is not None:
                 changes["directories"] = {"old": [], "new": missing}
-        if looking:
+        if not try_out:
             self._check_setup(pool)
         return self._with_guards(name, old, declared, changes), options
 
@@ -219,10 +224,10 @@ class Pools(Placing):
 
     def _write(self, name, declared, exists):
         self._check_exists(name, exists)
-        self._diff(name, declared, False)  # before the lock, which would make a missing qubes.xml
+        self._diff(name, declared, True)  # before the lock, which would make a missing qubes.xml
         with self.locked("pool", name):
             self._check_exists(name, exists)
-            changes, options = self._diff(name, declared, False)
+            changes, options = self._diff(name, declared, True)
             if not changes:
                 return changes
             pool = make_pool(name, self._after(name, options), self.root)
@@ -254,6 +259,7 @@ class Pools(Placing):
         after = {**self._section(name), **options}
         return {k: v for k, v in after.items() if v is not None}
 
+    @looking
     def pool_remove_diff(self, name, purge=False):
         """What :py:meth:`remove_pool` would change; raises what it would raise."""
         guarded = {k: {"old": v, "new": None} for k, v in self.guards(name).items()}

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import struct
 import threading
 
 from qubes_storage import files
@@ -18,10 +19,12 @@ __all__ = [
     "load",
     "loads",
     "lock",
+    "others_work",
     "save",
     "with_dom0",
 ]
 
+_FLOCK = "@hhqqi0q"  # struct flock
 _cache = {}
 _locks = {}
 _guard = threading.Lock()
@@ -62,6 +65,25 @@ class _Lock:
 def _held(root):
     with _guard:
         return _locks.setdefault((os.getpid(), root), _Lock())
+
+
+def others_work(root):
+    """Whether another thread or process holds the lock; asked without taking it."""
+    held = _held(root)
+    if not held.mutex.acquire(blocking=False):
+        return True
+    try:
+        if held.depth:
+            return False
+        with files.locate(root, PATH) as (dir_fd, name):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        with files.closing(fd):
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            return struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+    except OSError:
+        return False
+    finally:
+        held.mutex.release()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import stat
 
 from qubes_storage import build, files, guards, image
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.looking import looking
 from qubes_storage.pool import Pool
 from qubes_storage.registry import Registry
 from qubes_storage.values import format_size, shown
@@ -14,6 +15,7 @@ from qubes_storage.vm import VM
 class Removal:
     """The part of :py:class:`~qubes_storage.system.System` that removes VMs."""
 
+    @looking
     def vm_remove_diff(self, name, purge=False, keep=False):
         """What :py:meth:`remove_vm` would change; raises what it would raise."""
         found = self.registry()
@@ -97,8 +99,8 @@ class Removal:
             path = pool.vmdir(vm)
             held = {
                 os.path.join(path, name): files.tree_size(fd, name)
-                for name in sorted(os.listdir(fd))
-                if not stat.S_ISLNK(files.exists(fd, name).st_mode)
+                for name, there in files.entries(fd)
+                if not stat.S_ISLNK(there.st_mode)
             }
             for name in vm.images.values():
                 self._check_halted(vm, fd, name)

@@ -2,6 +2,7 @@
 
 from qubes_storage import files, image
 from qubes_storage.exc import StoragePoolException
+from qubes_storage.looking import looking
 from qubes_storage.pool import CONF
 from qubes_storage.vm import VM
 
@@ -11,6 +12,7 @@ _SIZES = ("size", "used", "provisioned", "free")
 class Report:
     """The part of :py:class:`~qubes_storage.system.System` that tells who lives where."""
 
+    @looking
     def report(self):
         """
         ``{pool: {driver or class, dir_path, filesystem, size, used, provisioned, free, shared,

@@ -4,6 +4,7 @@ import os
 
 from qubes_storage import image, revisions
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.looking import looking
 from qubes_storage.vm import IMAGES
 
 _KEPT = ("root", "private")
@@ -18,6 +19,7 @@ class Reverting:
         kept = pool.snapshot(fd, names)
         return {"revisions": {"old": None, "new": kept}} if kept else {}
 
+    @looking
     def revisions(self, name, volume="private"):
         """The revisions of a volume, the oldest first, by the names :py:meth:`revert` takes."""
         vm, pool = self._with_revisions(name, volume)
@@ -53,6 +55,7 @@ class Reverting:
                 pool.revert(fd, IMAGES[volume], found)
         return {"revision": {"old": None, "new": found}}
 
+    @looking
     def _plan_revert(self, name, volume, revision):
         vm, pool = self._with_revisions(name, volume)
         with self._writing(vm, pool) as fd:

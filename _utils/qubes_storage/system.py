@@ -10,6 +10,7 @@ from qubes_storage.checking import Checking
 from qubes_storage.conf import Conf
 from qubes_storage.disks import Disks
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.looking import Looking
 from qubes_storage.moving import Moving
 from qubes_storage.orphans import Orphans
 from qubes_storage.pool import CONF, make_pool, pick
@@ -58,7 +59,7 @@ _ADMIN_ONLY = {
 }
 
 
-class System(Pools, Orphans, VMs, Moving, Checking, Reverting, Removal, Disks, Report):
+class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal, Disks, Report):
     """
     A machine in R3.2's layout below ``root``.
 
@@ -69,24 +70,28 @@ class System(Pools, Orphans, VMs, Moving, Checking, Reverting, Removal, Disks, R
     backend = "local"
 
     def __init__(self, root="/"):
-        self.root = root
+        super().__init__(root)
         self._unsynced = []  # the files that were replaced, but may not be on the disk
+
+    def _newest(self, path):
+        """The newest version of storage.conf, of the guards or of qubes.xml."""
+        return registry.load(self.root) if path == registry.PATH else _load(self.root, path)
 
     def sections(self):
         """``{pool: {option: value}}`` of storage.conf."""
-        return _load(self.root, CONF).sections
+        return self._version(CONF).sections
 
     def guards(self, pool):
         """The guards of a pool."""
-        return _load(self.root, guards.PATH).sections.get(pool, {})
+        return self._version(guards.PATH).sections.get(pool, {})
 
     def registry(self):
         """What qubes.xml says; a machine without one has no VMs."""
-        return registry.load(self.root) or registry.empty()
+        return self._version(registry.PATH) or registry.empty()
 
     def get_pool(self, name):
         """The :py:class:`~qubes_storage.pool.Pool` of a name."""
-        loaded = _load(self.root, CONF)
+        loaded = self._version(CONF)
         if name not in loaded.made:
             loaded.made[name] = make_pool(name, pick(loaded.sections, name), self.root)
         return loaded.made[name]

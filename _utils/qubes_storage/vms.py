@@ -6,6 +6,7 @@ from qubes_storage import build, files, guards, image
 from qubes_storage.cloning import Cloning
 from qubes_storage.comparing import Comparing
 from qubes_storage.exc import NotSupported, StoragePoolException
+from qubes_storage.looking import looking
 from qubes_storage.planning import Planning, check_volumes
 from qubes_storage.pool import Pool
 from qubes_storage.values import format_size
@@ -15,6 +16,7 @@ from qubes_storage.vm import ICONS, IMAGES, VM, start_attrs
 class VMs(Planning, Comparing, Cloning):
     """The part of :py:class:`~qubes_storage.system.System` that is about VMs."""
 
+    @looking
     def list_vms(self):
         """``{name: {klass, pool, template, label}}`` of the registry."""
         found = self.registry()
@@ -57,6 +59,7 @@ class VMs(Planning, Comparing, Cloning):
             )
         return pool
 
+    @looking
     def vm_info(self, name):
         """
         What there is of a VM, or None for none of that name: ``klass``, ``pool``, ``template``,
@@ -104,6 +107,7 @@ class VMs(Planning, Comparing, Cloning):
         os.close(fd)
         return False
 
+    @looking
     def vm_diff(self, name, **declared):
         """
         What :py:meth:`create_vm` or :py:meth:`set_vm` would change, ``{}`` for nothing; entries are
@@ -121,15 +125,11 @@ class VMs(Planning, Comparing, Cloning):
         ``memory`` is in MiB. Returns the changes. A create that fails leaves nothing behind.
         """
         attrs = start_attrs(name, memory, vcpus, internal)
-        if self.find_vm(name) is not None:
-            raise StoragePoolException(
-                f"VM {name}: is in qubes.xml already; change it with qubes_vm.set"
-            )
-        self.plan(name, **declared)  # before the lock, which would make a missing qubes.xml
+        self._check_new(name)
+        self.vm_diff(name, **declared)  # before the lock, which would make a missing qubes.xml
         with self.locked("VM", name) as registry:
+            self._check_new(name)  # another may have been first
             changes, plan = self.plan(name, **declared)
-            if "created" not in changes:
-                raise StoragePoolException(f"VM {name}: was created by someone else meanwhile")
             vm = plan.vm
             entry = vm.new_entry(registry, plan.pool.vmdir(vm))
             if not plan.has_kernel and "kernel" in entry.attrs:
@@ -139,6 +139,12 @@ class VMs(Planning, Comparing, Cloning):
             with build.built(plan):
                 self.save_registry(registry.added(entry).copy(attrs=defaults))
         return changes
+
+    def _check_new(self, name):
+        if self.find_vm(name) is not None:
+            raise StoragePoolException(
+                f"VM {name}: is in qubes.xml already; change it with qubes_vm.set"
+            )
 
     def set_vm(self, name, *, keep=False, **declared):
         """
