@@ -36,12 +36,16 @@ class AdminPools(AdminPoolPlan):
         wanted = {"name": name, **self.wanted_options(name, driver, declared.options)}
         payload = "".join(f"{k}={v}\n" for k, v in wanted.items() if v is not None)
         answer = self.client.call("admin.pool.Add", arg=driver, payload=payload)
-        if self.pool_config(name) is None:
+        there = self.pool_config(name) is not None
+        if not there or answer.kind == "exception":
             self.save_guards(name, {**dict.fromkeys(declared.guards), **before})
+        if not there:
             raise StoragePoolException(
                 f"pool {name}: was not added: {answer}; {self._cure(declared.options)}"
             )
         self._check_pool(name, declared, answer)
+        if answer.kind == "exception":
+            raise StoragePoolException(f"pool {name}: is there already; someone else added it")
         return changes
 
     @staticmethod

@@ -76,15 +76,16 @@ class AdminReading:
 
     def _reported(self, name):
         """What admin.pool.Info says, or None for a pool that is not in the list."""
-        if name not in self.pool_names():
-            return None
-        try:
-            return pairs(self.client.read("admin.pool.Info", arg=name), f"pool {name}")
-        except Unreadable:
-            self.refresh()
+        for again in (True, False):
             if name not in self.pool_names():
-                return None  # it went away between the two calls
-            raise
+                return None
+            try:
+                return pairs(self.client.read("admin.pool.Info", arg=name), f"pool {name}")
+            except Unreadable:
+                if not again:
+                    raise
+                self.refresh()  # it went away between the two calls, and may be back
+        return None
 
     def pool_config(self, name):
         """``{option: value}`` of a pool, its driver too, or None for none of that name."""

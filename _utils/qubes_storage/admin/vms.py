@@ -68,12 +68,10 @@ class AdminVMs(AdminVMPlan):
         :py:meth:`set_vm` finishes it. Returns the changes.
         """
         self.refresh()
+        if check_vm_name(name) in self.listed():
+            raise StoragePoolException(f"VM {name}: is there already; change it with qubes_vm.set")
         plan = self.vm_plan(name, **declared)
         if "created" not in plan.changes:
-            if name in self.listed():
-                raise StoragePoolException(
-                    f"VM {name}: is there already; change it with qubes_vm.set"
-                )
             return self.set_vm(name, **declared)
         if plan.copied:
             self.copy_vm(plan.copied, name, plan.klass, plan.pools)
@@ -88,11 +86,13 @@ class AdminVMs(AdminVMPlan):
         words = [f"name={name}", f"label={label}", *(f"pool:{v}={p}" for v, p in pools.items())]
         answer = self.client.call(verb, arg=template or "", payload=" ".join(words))
         there = self.listed().get(name)
+        if there is None and answer.ok:
+            raise vanished(name)
         if there is None:
             raise StoragePoolException(f"VM {name}: was not created: {answer}")
         properties = self.vm_properties(name)
         is_ = properties["template"].value if "template" in properties else None
-        if (there.klass, is_) != (klass, template or None):
+        if answer.kind == "exception" or (there.klass, is_) != (klass, template or None):
             raise StoragePoolException(
                 f"VM {name}: someone else created it meanwhile, as a {there.klass} on {is_}; run"
                 " again"
@@ -214,15 +214,14 @@ class AdminVMs(AdminVMPlan):
         """
         self.refresh()
         changes = self.vm_remove_diff(name, purge)
-        if changes:
-            self.drop_vm(name)
-        return changes
+        return changes if changes and self.drop_vm(name) else {}
 
     def drop_vm(self, name):
-        """Remove a VM and see that it is gone."""
+        """Remove a VM and see that it is gone; False if another was first."""
         answer = self.client.call("admin.vm.Remove", name)
         if name in self.listed():
             raise StoragePoolException(f"VM {name}: was not removed: {answer}")
+        return answer.error != "QubesVMNotFoundError"
 
     def revisions(self, name, volume="private"):
         """The revisions of a volume, the oldest first, by the names :py:meth:`revert` takes."""
