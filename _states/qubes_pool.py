@@ -47,6 +47,7 @@ def present(name, driver=None, options=None, require_mount=None, min_free=None, 
         "min_free": min_free,
         **config,
     }
+    changes = {}
     try:
         changes = __salt__["qubes_pool.diff"](name, **declared)
         notes = "".join(f" ({note})" for note in __salt__["qubes_pool.notes"](name, **declared))
@@ -58,7 +59,7 @@ def present(name, driver=None, options=None, require_mount=None, min_free=None, 
             return {**ret, "changes": changes, "result": None, "comment": comment}
         changes = __salt__[f"qubes_pool.{verb}"](name, **declared)
     except (CommandExecutionError, SaltInvocationError) as err:
-        return _not_done(ret, err)
+        return _not_done({**ret, "changes": _made(changes, name, **declared)}, err)
     return {**ret, "changes": changes, "comment": f"Pool {name} was {done}{notes}"}
 
 
@@ -75,6 +76,7 @@ def absent(name, purge=False):
         Also remove those of its directories that are empty.
     """
     ret = {"name": name, "changes": {}, "result": True, "comment": f"Pool {name} is absent"}
+    changes = {}
     try:
         changes = __salt__["qubes_pool.diff"](name, absent=True, purge=purge)
         if not changes:
@@ -84,7 +86,8 @@ def absent(name, purge=False):
             return {**ret, "changes": changes, "result": None, "comment": comment}
         changes = __salt__["qubes_pool.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
-        return {**ret, "result": False, "comment": str(err)}
+        made = _made(changes, name, absent=True, purge=purge)
+        return {**ret, "changes": made, "result": False, "comment": str(err)}
     return {**ret, "changes": changes, "comment": f"Pool {name} was removed"}
 
 
@@ -125,6 +128,16 @@ def default(
     except (CommandExecutionError, SaltInvocationError) as err:
         return _not_done(ret, err)
     return {**ret, "changes": changes, "comment": "Default pools were set"}
+
+
+def _made(changes, name, **asked):
+    """Of the changes that were to be made, those that an error did not prevent."""
+    try:
+        left = __salt__["qubes_pool.diff"](name, **asked) if changes else {}
+    except (CommandExecutionError, SaltInvocationError):
+        return {}
+    made = {key: value for key, value in changes.items() if key not in left}
+    return {} if "created" in left or "removed" in left else made
 
 
 def _not_done(ret, err):

@@ -103,6 +103,7 @@ def absent(name, purge=False):
         Delete its images, for good.
     """
     ret = {"name": name, "changes": {}, "result": True, "comment": f"VM {name} is absent"}
+    changes = {}
     try:
         changes = __salt__["qubes_vm.diff"](name, absent=True, purge=purge)
         if not changes:
@@ -112,7 +113,8 @@ def absent(name, purge=False):
             return {**ret, "changes": changes, "result": None, "comment": comment}
         changes = __salt__["qubes_vm.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
-        return {**ret, "result": False, "comment": str(err)}
+        made = _made(changes, name, {"absent": True, "purge": purge})
+        return {**ret, "changes": made, "result": False, "comment": str(err)}
     return {**ret, "changes": changes, "comment": f"VM {name} was removed"}
 
 
@@ -144,11 +146,13 @@ def _is_declared(name, kind, needed, lowstate):
 
 def _made(changes, name, declared):
     """Of the changes that were to be made, those that an error did not prevent."""
-    if not changes or "created" in changes:
+    if not changes:
         return {}
     try:
         left = __salt__["qubes_vm.diff"](name, **declared)
     except (CommandExecutionError, SaltInvocationError):
+        return {}
+    if "created" in left or "removed" in left:
         return {}
     made = {key: value for key, value in changes.items() if key not in left}
     if "volumes" in changes and "volumes" in left:

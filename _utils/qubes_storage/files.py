@@ -157,12 +157,13 @@ def place_dir(dir_fd, name, mode=DIR_MODE):
     new = f".{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(new, dir_fd=dir_fd)  # a dead run's
-    with closing(make_dir(dir_fd, new, mode)) as fd:
-        os.fsync(fd)
     try:
+        with closing(make_dir(dir_fd, new, mode)) as fd:
+            os.fsync(fd)
         rename_new(dir_fd, dir_fd, new, name)
     except BaseException:
-        os.rmdir(new, dir_fd=dir_fd)
+        with contextlib.suppress(OSError):
+            os.rmdir(new, dir_fd=dir_fd)
         raise
     os.fsync(dir_fd)
 

@@ -125,13 +125,16 @@ class Placing:
         gone = []
         try:
             for path in paths:
-                self._rmdir(path)
                 gone.append(path)
+                self._rmdir(path)
             yield
         except BaseException:
             for path in reversed(gone):
                 parent, name = os.path.split(path.rstrip("/"))
-                with files.closing(files.open_dir(self.root, parent)) as fd:
+                with (
+                    contextlib.suppress(OSError),
+                    files.closing(files.open_dir(self.root, parent)) as fd,
+                ):
                     files.place_dir(fd, name)
             raise
 

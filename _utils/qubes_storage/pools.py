@@ -262,9 +262,8 @@ class Pools(Placing):
     @looking
     def pool_remove_diff(self, name, purge=False):
         """What :py:meth:`remove_pool` would change; raises what it would raise."""
-        guarded = {k: {"old": v, "new": None} for k, v in self.guards(name).items()}
         if name not in self.sections():
-            return guarded  # a dead run's
+            return {}
         if name == "default":
             raise StoragePoolException(
                 f"pool default: stays in {CONF}: R3.2's own tools load no VM without it"
@@ -275,7 +274,9 @@ class Pools(Placing):
                 f"pool {name}: VMs lie in it ({shown(vm.name for vm in vms)}); migrate or remove"
                 " them first"
             )
-        changes = {"removed": {"old": name, "new": None}, **guarded}
+        changes = {"removed": {"old": name, "new": None}}
+        for guard, value in self.guards(name).items():
+            changes[guard] = {"old": value, "new": None}
         empty = self._empty_dirs(name) if purge else []
         if empty:
             changes["directories"] = {"old": empty, "new": []}
@@ -294,9 +295,10 @@ class Pools(Placing):
             changes = self.pool_remove_diff(name, purge)
             if not changes:
                 return {}
-            with self._unmade(changes.get("directories", {"old": []})["old"]):
+            empty = changes.get("directories", {"old": []})["old"]
+            with self._unmade(empty), self._put_back(guards.PATH):
+                self.edit_conf(guards.PATH, name)
                 self.edit_conf(CONF, name)
-            self.edit_conf(guards.PATH, name)
         return changes
 
 

@@ -1,5 +1,6 @@
 """The verbs on VMs: list, info, diff, create, set."""
 
+import contextlib
 import os
 
 from qubes_storage import build, files, guards, image
@@ -164,24 +165,39 @@ class VMs(Planning, Comparing, Cloning):
                 self._migrate(vm, changes["pool"]["new"], keep)
                 vm = self.get_vm(name)
                 pool = self.pool_of(vm)
-            grown = changes.get("volumes", {"new": {}})["new"]
-            for volume, size in grown.items():
-                self._grow(pool, vm, volume, size)
-            attrs = {}
-            registry = self.registry()
-            if "label" in changes:
-                attrs["label"] = changes["label"]["new"]
-            if "template" in changes:
-                attrs["template_qid"] = registry.by_name[changes["template"]["new"]].attrs["qid"]
             try:
-                if "label" in changes:  # before the registry, by which the next run compares
-                    self._set_icon(pool, vm, attrs["label"])
-                if attrs:
-                    self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
-            except BaseException:
-                self._set_icon(pool, vm, self.get_vm(name).label)
-                raise
+                self._change(pool, vm, changes)
+            except StoragePoolException as err:
+                if "pool" not in changes:
+                    raise
+                raise StoragePoolException(f"{err}; it is in pool {vm.pool} already") from err
         return changes
+
+    def _change(self, pool, vm, changes):
+        """Change what needs no move; the lock is held."""
+        for volume, size in changes.get("volumes", {"new": {}})["new"].items():
+            self._grow(pool, vm, volume, size)
+        attrs = {}
+        registry = self.registry()
+        if "label" in changes:
+            attrs["label"] = changes["label"]["new"]
+        if "template" in changes:
+            attrs["template_qid"] = registry.by_name[changes["template"]["new"]].attrs["qid"]
+        try:
+            if "label" in changes:  # before the registry, by which the next run compares
+                self._set_icon(pool, vm, attrs["label"])
+            if attrs:
+                self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
+        except BaseException as err:
+            if "label" in changes:
+                with contextlib.suppress(OSError):
+                    self._set_icon(pool, vm, vm.label)
+            if isinstance(err, OSError):
+                raise StoragePoolException(
+                    f"VM {vm.name}: {pool.vmdir(vm)}/icon.png: {err.strerror}; mend it and try"
+                    " again"
+                ) from err
+            raise
 
     def resize_vm(self, name, volume, size):
         """

@@ -63,8 +63,11 @@ class Walk:
         self.world.restore()
         return strace.interrupt(self.act, call, error)
 
-    def check_whole(self, *others):
-        """Both files parse, and no image is lost or changed but by an operation that does that."""
+    def check_whole(self, *others, again=False):
+        """
+        Both files parse, and no image is lost or changed but by an operation that does that;
+        ``again`` after it was made once more, which may lose what the first run set aside.
+        """
         world, walks = self.world, (self, *others)
         conf.loads(world.machine.path(CONF).read_bytes())
         if world.machine.path(guards.PATH).exists():
@@ -79,6 +82,8 @@ class Walk:
                 disk = world.machine.path(there["new"]["dir_path"]) / "root.img"
             need(disk.exists(), disk, "is lost")
             need(content(disk) == self.before[_DISKS[which]][3], disk, "is changed")
+        if again and self.operation.verb:
+            return
         lost = set.intersection(*(walk.kept for walk in walks)) - _sums(tree)
         need(not lost, "images are lost:", *(_where(self.before, each) for each in lost))
 
@@ -105,7 +110,7 @@ class Walk:
     def check_converges(self):
         """The next run makes what an undisturbed one makes; one more changes nothing at all."""
         self.act()
-        self.check_whole()
+        self.check_whole(again=True)
         self.check_tidy()
         if self.operation.verb:
             return
@@ -138,7 +143,7 @@ class Walk:
         need(isinstance(ending.error, StoragePoolException), "no error of ours:", ending.traceback)
         need(any(w in told for w in self.operation.words), "names no pool or VM:", told)
         need("/" in told and ";" in told, "names no path or cure:", told)
-        if found != self.before:
+        if _known(found) != _known(self.before):
             need("is done" in told or "is in " in told, told, difference(found, self.before))
 
 
@@ -159,6 +164,11 @@ def images(world, registered):
         place = world.machine.path(attrs["dir_path"])
         found[vm] = {n: content(place / n) for n in _DATA if (place / n).exists()}
     return found
+
+
+def _known(tree):
+    """A tree without the sizes of root-cow.img: one that is too large does no harm."""
+    return {p: (*e[:2], *e[3:]) if p.endswith("/root-cow.img") else e for p, e in tree.items()}
 
 
 def difference(found, wanted):

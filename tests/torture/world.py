@@ -37,7 +37,9 @@ class World:
     driver = None  # of its pools
 
     def __init__(self, kind):
-        self.place = pathlib.Path(tempfile.mkdtemp(prefix="qubes-torture-", dir=_memory()))
+        sweep()
+        prefix = f"qubes-torture-{os.getpid()}-"
+        self.place = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=_memory()))
         self._mounted = []
         try:
             disk = self.place / "disk"
@@ -104,6 +106,18 @@ class World:
 
 def _memory():
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+
+
+def sweep():
+    """Unmount and delete the worlds of processes that died."""
+    for place in pathlib.Path(_memory() or tempfile.gettempdir()).glob("qubes-torture-*-*"):
+        if pathlib.Path(f"/proc/{place.name.split('-')[2]}").exists():
+            continue
+        with open("/proc/self/mounts", encoding="utf-8") as table:
+            points = [line.split(" ")[1] for line in table]
+        for point in reversed([p for p in points if p.startswith(f"{place}/")]):
+            subprocess.run(["umount", point], check=False)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def same(text):
