@@ -100,6 +100,7 @@ def load_driver(driver, pool=None):
         )
     try:
         if point is None:
+            trust.check_driver(_in_files()[driver], f"{who}driver {driver}: ")
             return importlib.import_module(f"{drivers.__name__}.{driver}").Pool
         module, _, name = point.value.partition(":")
         trust.check_module(module.strip(), f"{who}driver {driver}: ")
