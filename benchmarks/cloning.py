@@ -16,7 +16,7 @@ import time
 TREE = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TREE / "_utils"))
 
-from qubes_storage import files, image  # noqa: E402
+from qubes_storage import files, image, trees  # noqa: E402
 from qubes_storage.drivers import btrfs  # noqa: E402
 
 MIB = 1024**2
@@ -130,7 +130,7 @@ def subvolume(place):
 
         def clean():
             if files.exists(fd, "play"):
-                files.remove_tree(fd, "play")
+                trees.remove_tree(fd, "play")
             used(place)
 
         return best(

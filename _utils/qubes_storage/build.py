@@ -10,14 +10,13 @@ the while, so whatever is found there is left by the dead. A VM that moves leave
 """
 
 import contextlib
-import errno
 import os
 from dataclasses import dataclass, field
 
-from qubes_storage import files, image, markers, transfer
+from qubes_storage import files, image, markers, transfer, trees
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
-from qubes_storage.vm import ICONS, KERNEL_FILES
+from qubes_storage.vm import ICONS, KERNEL_FILES, KERNELS
 
 
 @dataclass
@@ -38,8 +37,19 @@ class Source:
         """A reading handle."""
         fd = self.pool.open_vm(self.vm)
         if fd is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
-        with files.closing(fd), files.closing(image.open_image(files.at(fd, self.filename))) as img:
+            raise StoragePoolException(
+                f"VM {self.vm.name}: {self.path}: is gone; mount its disk, or restore it from a"
+                " backup"
+            )
+        with files.closing(fd):
+            try:
+                img = image.open_image(files.at(fd, self.filename))
+            except OSError as err:
+                raise StoragePoolException(
+                    f"VM {self.vm.name}: {self.path}: {err.strerror}"
+                    f"{left_behind(self.pool, self.vm)}"
+                ) from err
+        with files.closing(img):
             yield img
 
 
@@ -53,7 +63,7 @@ class Outside:
     @contextlib.contextmanager
     def opened(self):
         """A reading handle."""
-        with files.closing(image.open_image(self.path)) as img:
+        with files.closing(image.open_image(self.path, anywhere=True)) as img:
             yield img
 
 
@@ -75,7 +85,7 @@ class Plan:
     images: list = field(default_factory=list)
     has_kernel: bool = True  # False where there is none to run it
     attrs: dict = field(default_factory=dict)  # of its entry, as a clone has them of its source
-    kernels: str = None  # the directory below root to copy kernels from
+    kernels: str = None  # the version of the kernel to copy
     takes: object = None  # the transfer.Take of another VM's directory
     origin: object = None  # the markers.Origin, for a VM that moves
     texts: dict = field(default_factory=dict)  # {file name: bytes} of what nothing else brings
@@ -90,6 +100,12 @@ def unfinished(pool, vm):
     except StoragePoolException:
         return []
     return [os.path.join(pool.dir_path, vm.klass.subdir, name) for name in found]
+
+
+def left_behind(pool, vm):
+    """What an error about a VM's files says besides, if a dead run left some of them."""
+    paths = ", ".join(unfinished(pool, vm))
+    return paths and f"; {paths} is left by a run that died: qubes_vm.set {vm.name} mends it"
 
 
 def open_vm(pool, vm):
@@ -107,39 +123,57 @@ def open_vm(pool, vm):
 def mend(pool, vm, registered):
     """Finish or undo what a dead run left of a VM."""
     with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
-        name = vm.dirname
-        if files.exists(fd, creating(name)):
-            if registered:
-                _finish(pool.root, fd, name)
-            else:
-                markers.undo(pool.root, fd, name)
-        if files.exists(fd, moving(name)):
-            markers.mend_moving(pool.root, fd, name, pool.vmdir(vm), registered)
-        if files.exists(fd, removing(name)):
-            if registered and not files.exists(fd, name):
-                os.rename(removing(name), name, src_dir_fd=fd, dst_dir_fd=fd)
-            else:
-                files.remove_tree(fd, removing(name))
-        os.fsync(fd)
+        try:
+            _mend(pool, vm, registered, fd)
+        except OSError as err:
+            place = os.path.dirname(pool.vmdir(vm))
+            raise StoragePoolException(
+                f"VM {vm.name}: {place}: what a dead run left cannot be mended: {err.strerror}"
+            ) from err
 
 
-def _finish(root, fd, name):
+def _mend(pool, vm, registered, fd):
+    name, place = vm.dirname, pool.vmdir(vm)
+    if files.exists(fd, creating(name)):
+        if registered:
+            _finish(pool.root, fd, name, place)
+        else:
+            markers.undo(pool.root, fd, name, place)
+    if files.exists(fd, moving(name)):
+        markers.mend_moving(pool.root, fd, name, place, registered)
+    if files.exists(fd, removing(name)):
+        if registered and not files.exists(fd, name):
+            os.close(files.open_subdir(fd, removing(name)))  # a link is nobody's directory
+            os.rename(removing(name), name, src_dir_fd=fd, dst_dir_fd=fd)
+        else:
+            files.remove(fd, removing(name))
+    os.fsync(fd)
+
+
+def _finish(root, fd, name, place):
     """A VM is made and registered: what it came from goes, and then the marker."""
-    with files.closing(files.open_subdir(fd, creating(name))) as marker:
-        origin = markers.Origin.read(marker)
+    with markers.opened(fd, name) as marker:
+        origin = markers.Origin.of(marker, place)
         if origin:
             origin.leave(root)
         outside = markers.read(marker, markers.OUTSIDE)
-    if outside:
-        inode, path = outside.split(":", 1)
-        with contextlib.suppress(FileNotFoundError):
-            if str(os.lstat(path).st_ino) == inode:
-                os.unlink(path)
+    if outside and outside.count(":") > 1:
+        _remove_outside(*outside.split(":", 2))
         with files.closing(files.open_subdir(fd, name)) as vmdir:
-            finish_image(
-                files.at(vmdir, "root.img")
-            )  # a file that was linked has kept its mode till now
-    files.remove_tree(fd, creating(name))
+            # A file that was linked has kept its mode till now.
+            finish_image(files.at(vmdir, "root.img"))
+    trees.remove_tree(fd, creating(name))
+
+
+def _remove_outside(device, inode, path):
+    """Delete a file of the caller's if it is still the one that became an image."""
+    parent, name = os.path.split(path)
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with files.closing(fd):
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if (str(found.st_dev), str(found.st_ino)) == (device, inode):
+                os.unlink(name, dir_fd=fd)
 
 
 def check_vacant(pool, vm):
@@ -172,9 +206,10 @@ def built(plan):
         mend(pool, vm, False)
         if files.exists(fd, name):
             raise _occupied(pool, vm)
+        marker = None
         try:
             marker = stack.enter_context(
-                files.closing(files.make_dir(fd, creating(name), mode=0o700))
+                files.closing(files.make_dir(fd, creating(name), mode=files.PRIVATE_MODE))
             )
             if plan.origin:
                 plan.origin.write(marker)
@@ -187,11 +222,10 @@ def built(plan):
             os.fsync(fd)
             yield
         except BaseException as err:
-            with contextlib.suppress(FileNotFoundError):
-                if placed:
-                    os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
-                    os.fsync(fd)
-                files.remove_tree(fd, creating(name))
+            if placed and _is_it(fd, name, inode):
+                os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
+                os.fsync(fd)
+            _take_away(fd, creating(name), marker)
             if isinstance(err, FileExistsError):
                 raise _occupied(pool, vm) from err
             if isinstance(err, OSError):
@@ -201,12 +235,25 @@ def built(plan):
                 ) from err
             raise
         try:
-            _finish(pool.root, fd, name)
+            _finish(pool.root, fd, name, pool.vmdir(vm))
         except OSError as err:
             raise StoragePoolException(
                 f"VM {vm.name}: is in {pool.vmdir(vm)}, but what it came from could not be taken"
                 f" away: {err.strerror}; mend it, and the next change of the VM tries again"
             ) from err
+
+
+def _is_it(fd, name, inode):
+    """Whether what is in a place is what was put there."""
+    return files.exists(fd, name) is not None and image.identity(fd, name) == inode
+
+
+def _take_away(fd, name, marker):
+    """Delete a marker that is open, and what is in it, wherever it is now."""
+    for entry in os.listdir(marker) if marker is not None else ():
+        files.remove(marker, entry)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.rmdir(name, dir_fd=fd)
 
 
 def _build(plan, marker):
@@ -257,32 +304,41 @@ def _put(pool, wanted, fd, marker):
     elif not wanted.source:
         pool.create_image(path, wanted.size)
     elif isinstance(wanted.source, Outside) and wanted.source.moved:
-        with wanted.source.opened() as source:
-            found = os.fstat(source)
-            text = f"{found.st_ino}:{wanted.source.path}"
-            os.symlink(text, markers.OUTSIDE, dir_fd=marker)
-            linked = not (found.st_nlink > 1 or found.st_size < wanted.size) and _link(
-                wanted.source.path, fd, wanted.filename
-            )
-            if not linked:
-                transfer.bring(source, pool, path, True)
+        linked = _take_in(pool, wanted, fd, marker)
     else:
         with wanted.source.opened() as source:
             pool.clone_image(source, path)
-    if os.stat(path).st_size < wanted.size:
+    if image.measure(fd, wanted.filename)[0] < wanted.size:
         pool.resize_image(path, wanted.size)
     if not linked:
         finish_image(path)
 
 
-def _link(path, fd, name):
-    parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with files.closing(parent):
-        return transfer.link(os.path.basename(path), parent, name, fd)
+def _take_in(pool, wanted, fd, marker):
+    """
+    Have a file of the caller's be an image, by a link if nobody else can write to it then; whether
+    it was linked.
+    """
+    path = wanted.source.path
+    with image.pinned(path, anywhere=True) as (pin, found):
+        text = f"{found.st_dev}:{found.st_ino}:{path}"
+        os.symlink(text, markers.OUTSIDE, dir_fd=marker)
+        whole = found.st_nlink == 1 and found.st_size >= wanted.size
+        if whole and files.is_roots(found) and transfer.link(pin, wanted.filename, fd):
+            return True
+        with files.closing(image.reopen(pin)) as source:
+            transfer.bring(source, pool, files.at(fd, wanted.filename), True)
+    return False
+
+
+def open_kernels(root, version=""):
+    """A handle of the directory of kernels, or of one kernel."""
+    top, name = os.path.split(KERNELS)
+    return files.open_inside(root, top, name, *([version] if version else ()))
 
 
 def _copy_kernels(plan, kernels):
-    with files.closing(files.open_dir(plan.pool.root, plan.kernels)) as source:
+    with files.closing(open_kernels(plan.pool.root, plan.kernels)) as source:
         for filename in KERNEL_FILES:
             path = files.at(kernels, filename)
             with files.closing(image.open_image(files.at(source, filename))) as kernel:
@@ -293,7 +349,7 @@ def _copy_kernels(plan, kernels):
 
 def finish_image(path):
     """Give a new file its group and mode, and bring it to the disk."""
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = image.open_image(path, os.O_RDWR)
     try:
         files.own(fd, files.FILE_MODE)
         os.fsync(fd)
@@ -323,7 +379,7 @@ def removed(pool, vm):
             raise
         try:
             if there:
-                files.remove_tree(fd, removing(vm.dirname))
+                files.remove(fd, removing(vm.dirname))
                 os.fsync(fd)
         except OSError as err:
             path = os.path.join(os.path.dirname(pool.vmdir(vm)), removing(vm.dirname))

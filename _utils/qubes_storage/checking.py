@@ -111,19 +111,19 @@ class Checking:
         version = vm.entry.attrs.get("kernel", "None")
         if vm.entry.attrs.get("uses_default_kernel") == "True":
             version = self.registry().get("default_kernel") or "None"
-        if version in ("None", "none", ""):
-            if not files.exists(fd, "kernels"):
-                return []
-            path = os.path.join(place, "kernels")
-        elif "/" in version:
+        own = version in ("None", "none", "")
+        if own and not files.exists(fd, "kernels"):
+            return []
+        if "/" in version or version in (".", ".."):
             return [f"VM {vm.name}: kernel {version!r} is no name of one; set another"]
-        else:
-            path = os.path.join(KERNELS, version)
+        path = os.path.join(place, "kernels") if own else os.path.join(KERNELS, version)
         there = []
-        with (
-            contextlib.suppress(OSError),
-            files.closing(files.open_dir(self.root, path)) as kernels,
-        ):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            kernels = (
+                files.open_subdir(fd, "kernels") if own else build.open_kernels(self.root, version)
+            )
+            stack.enter_context(files.closing(kernels))
             there = [name for name in KERNEL_FILES if image.measure(kernels, name)]
         return [
             f"{path}/{name}: is gone, of the kernel it runs; install that kernel or set another"
@@ -140,13 +140,12 @@ class Checking:
         with self.locked("VM", name):
             vm, pool, sizes = self._plan_commit(name)
             with self._writing(vm, pool) as fd:
-                old, new = IMAGES["root-cow"], f".{IMAGES['root-cow']}.new"
-                self._make(pool, fd, new, sizes["root"][0])
-                kept = self._keep_revisions(vm, pool, fd)
-                if "root-cow" in sizes:
-                    _set_aside(fd, old)
-                os.rename(new, old, src_dir_fd=fd, dst_dir_fd=fd)
-                os.fsync(fd)
+                name = IMAGES["root-cow"]
+                with self._new_image(pool, fd, name, sizes["root"][0]) as new:
+                    kept = self._keep_revisions(vm, pool, fd)
+                    if "root-cow" in sizes:
+                        _set_aside(fd, name)
+                    os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)
         before = sizes.get("root-cow", (None,))[0]
         return {"root-cow": {"old": before, "new": sizes["root"][0]}, **kept}
 
@@ -177,10 +176,9 @@ class Checking:
                     if not changes:
                         return kept
                     changes.update(kept)
-                    new = f".{IMAGES['volatile']}.new"
-                    self._make(pool, fd, new, changes["volatile"]["new"])
-                    os.rename(new, IMAGES["volatile"], src_dir_fd=fd, dst_dir_fd=fd)
-                    os.fsync(fd)
+                    name = IMAGES["volatile"]
+                    with self._new_image(pool, fd, name, changes["volatile"]["new"]) as new:
+                        os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)
         return changes
 
     @looking
@@ -205,23 +203,31 @@ class Checking:
     @contextlib.contextmanager
     def _writing(self, vm, pool):
         """A handle of a VM's directory; errors name the VM."""
-        fd = pool.open_vm(vm)
         try:
-            with files.closing(fd):
+            with files.closing(self._open_vm(vm, pool)) as fd:
                 yield fd
         except OSError as err:
             raise StoragePoolException(
                 f"VM {vm.name}: {pool.vmdir(vm)}: {err.strerror}; mend it and try again"
+                f"{build.left_behind(pool, vm)}"
             ) from err
 
     @staticmethod
-    def _make(pool, fd, name, size):
-        """Make an empty image beside the one it will replace, over what a dead run left."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=fd)
-        path = files.at(fd, name)
-        pool.create_image(path, size)
-        build.finish_image(path)
+    def _open_vm(vm, pool):
+        """A handle of a VM's directory."""
+        fd = pool.open_vm(vm)
+        if fd is None:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return fd
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _new_image(pool, fd, name, size):
+        """An open directory with an empty image that is to replace one in ``fd``."""
+        with files.workshop(fd, f".{name}.new") as new:
+            pool.create_image(files.at(new, name), size)
+            build.finish_image(files.at(new, name))
+            yield new
 
 
 def _set_aside(fd, name):

@@ -4,7 +4,6 @@ import os
 
 from qubes_storage import build, image, transfer
 from qubes_storage.exc import InvalidInput, StoragePoolException
-from qubes_storage.files import closing
 from qubes_storage.values import check_vm_name
 from qubes_storage.vm import IMAGES, VM
 
@@ -119,8 +118,7 @@ class Cloning:
             plan.images.append(build.Image(IMAGES["root-cow"], root))
         pool = self.pool_of(source)
         names = list(_FILES)
-        fd = pool.open_vm(source)
-        with closing(fd):
+        with self._writing(source, pool) as fd:
             if image.measure(fd, "icon.png"):  # one of the user's own
                 names.append("icon.png")
         plan.takes = transfer.Take(pool, source, names=tuple(names))
@@ -139,9 +137,8 @@ class Cloning:
             raise InvalidInput(f"VM {vm.name}: {word} {path!r} is not an absolute path")
         real = os.path.realpath(path)
         try:
-            with closing(image.open_image(real)) as fd:
-                found = os.fstat(fd)
-                device = image.used_by_loop(fd)
+            with image.pinned(real, anywhere=True) as (_, found):
+                device = image.used_by_loop(found)
         except OSError as err:
             raise StoragePoolException(f"VM {vm.name}: {word} {path}: {err.strerror}") from err
         if not found.st_size:

@@ -3,7 +3,7 @@
 import os
 from xml.sax.saxutils import escape
 
-from qubes_storage import files, image
+from qubes_storage import build, files, image
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.vm import IMAGES, KERNELS
@@ -23,6 +23,7 @@ class Disks:
         vm = self.get_vm(name)
         vmdir = self._vmdir(vm)
         with_volatile = not vm.klass.is_hvm  # an HVM has no initramfs that would ask for it
+        self._check_no_links(vm)
         private = "" if vm.klass.name == "DispVM" else _disk(f"{vmdir}/private.img", "xvdb")
         return {
             "rootdev": self._rootdev(vm, vmdir),
@@ -30,6 +31,19 @@ class Disks:
             "volatiledev": _disk(f"{vmdir}/volatile.img", "xvdc") if with_volatile else "",
             "otherdevs": self._drive(vm) if vm.klass.is_hvm else self._modules(vm, vmdir),
         }
+
+    def _check_no_links(self, vm):
+        """Refuse to name what is no file: who attaches it would follow it."""
+        fd = None if vm.klass.name == "AdminVM" else self.pool_of(vm).open_vm(vm)
+        if fd is None:
+            return
+        with files.closing(fd):
+            for name in vm.images.values():
+                if files.exists(fd, name) and not image.measure(fd, name):
+                    raise StoragePoolException(
+                        f"VM {vm.name}: {self._vmdir(vm)}/{name} is no file; put the image in its"
+                        " place"
+                    )
 
     def _vmdir(self, vm):
         """Where the machine sees a VM; R3.2 has dom0 in the default pool, whatever it says."""
@@ -74,11 +88,17 @@ class Disks:
             )
         path = os.path.join(vmdir, "kernels") if own else os.path.join(KERNELS, kernel)
         try:
-            with files.closing(files.open_dir(self.root, path)) as fd:
+            with files.closing(self._kernels_of(vm, None if own else kernel)) as fd:
                 there = image.measure(fd, "modules.img")
         except OSError:
             there = None
         return _disk(f"{path}/modules.img", "xvdd", read_only=not own) if there else ""
+
+    def _kernels_of(self, vm, kernel):
+        if kernel:
+            return build.open_kernels(self.root, kernel)
+        pool = self.pool_of(vm)
+        return files.open_inside(pool.root, pool.dir_path, vm.klass.subdir, vm.dirname, "kernels")
 
     def _drive(self, vm):
         """The drive of an HVM, such as the CD that it is installed from."""

@@ -13,15 +13,17 @@ import grp
 import os
 import stat
 
-from qubes_storage import image
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.trees import clear, closing, exists, open_subdir, remove
 
 DIR_MODE = 0o2770
 FILE_MODE = 0o660
+PRIVATE_MODE = 0o2700  # what is made in such a directory has its group
 GROUP = "qubes"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_LINKS = 40
 _RENAME_NOREPLACE = 1
+_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 
 
 def at(dir_fd, name):
@@ -77,6 +79,15 @@ def open_dir(root, path):
             os.close(fd)
 
 
+def open_inside(root, path, *names):
+    """A handle of a directory below ``path``: the last of ``names``, where no link is followed."""
+    fd = open_dir(root, path)
+    for name in names:
+        with closing(fd):
+            fd = open_subdir(fd, name)
+    return fd
+
+
 def _link_target(name, dir_fd, path):
     try:
         return os.readlink(name, dir_fd=dir_fd)
@@ -84,26 +95,10 @@ def _link_target(name, dir_fd, path):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from err
 
 
-def open_subdir(dir_fd, name):
-    """A handle of a directory in ``dir_fd``; a link in its place is an error, never followed."""
-    return os.open(name, _DIR | os.O_NOFOLLOW, dir_fd=dir_fd)
-
-
-@contextlib.contextmanager
-def closing(fd):
-    """``with closing(open_dir(...)) as fd``"""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def exists(dir_fd, name):
-    """The lstat of ``name`` in a directory, or None."""
-    try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
+def group_for(dir_fd):
+    """The group of what is made in an open directory: ``qubes``, else that of the directory."""
+    gid = qubes_gid()
+    return os.fstat(dir_fd).st_gid if gid is None else gid
 
 
 def entries(dir_fd):
@@ -127,45 +122,92 @@ def own(fd, mode, gid=None):
     Give an open file the group ``qubes``, where it exists and the caller may, and then its mode.
 
     Files come into being closed to everyone else and are opened up here, so no umask and no moment
-    lets others in.
+    lets others in; an access list that the directory handed down goes first. What was someone
+    else's becomes the caller's.
     """
     gid = qubes_gid() if gid is None else gid
-    if gid is not None and os.fstat(fd).st_gid != gid:
+    found = os.fstat(fd)
+    for name in os.listxattr(fd):
+        if name in _ACCESS_LISTS:
+            os.removexattr(fd, name)
+    if found.st_uid != os.geteuid():
+        with contextlib.suppress(PermissionError):
+            os.fchown(fd, os.geteuid(), -1)
+    if gid is not None and found.st_gid != gid:
         with contextlib.suppress(PermissionError):
             os.fchown(fd, -1, gid)
     os.fchmod(fd, mode)
 
 
 def make_dir(dir_fd, name, mode=DIR_MODE):
-    """Make a directory and return a handle of it."""
+    """Make a directory and return a handle of it: of the one that was made, and of no other."""
     os.mkdir(name, 0o700, dir_fd=dir_fd)
-    try:
-        fd = open_subdir(dir_fd, name)
-    except PermissionError:  # an umask that shuts out the owner too
-        os.chmod(name, 0o700, dir_fd=dir_fd)
-        fd = open_subdir(dir_fd, name)
-    try:
-        own(fd, mode)
-    except BaseException:
-        os.close(fd)
-        raise
+    with contextlib.ExitStack() as undo:
+        undo.callback(_rmdir, dir_fd, name)
+        try:
+            fd = open_subdir(dir_fd, name)
+        except PermissionError:  # an umask that shuts out the owner too
+            with closing(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)) as made:
+                os.chmod(f"/proc/self/fd/{made}", 0o700)
+            fd = open_subdir(dir_fd, name)
+        undo.callback(os.close, fd)
+        if not is_private(fd) or os.listdir(fd):
+            raise OSError(errno.EBUSY, f"{name} was taken away while it was made", name)
+        own(fd, mode, group_for(dir_fd))
+        undo.pop_all()
     return fd
 
 
+def _rmdir(dir_fd, name):
+    with contextlib.suppress(OSError):
+        os.rmdir(name, dir_fd=dir_fd)
+
+
 def place_dir(dir_fd, name, mode=DIR_MODE):
-    """Make a directory that has its mode and group from the moment it has its name."""
+    """
+    Make a directory that has its mode and group from the moment it has its name; returns a handle.
+    """
     new = f".{name}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(new, dir_fd=dir_fd)  # a dead run's
-    try:
-        with closing(make_dir(dir_fd, new, mode)) as fd:
-            os.fsync(fd)
+    clear(dir_fd, new)  # a dead run's
+    fd = make_dir(dir_fd, new, mode)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, fd)
+        undo.callback(_rmdir, dir_fd, new)
+        os.fsync(fd)
         rename_new(dir_fd, dir_fd, new, name)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.rmdir(new, dir_fd=dir_fd)
-        raise
-    os.fsync(dir_fd)
+        os.fsync(dir_fd)
+        undo.pop_all()
+    return fd
+
+
+def is_private(fd):
+    """Whether an open directory belongs to root or the caller, and is closed to all others."""
+    found = os.fstat(fd)
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o077
+
+
+def is_roots(found):
+    """Whether a file of that stat belongs to root or the caller, and others cannot write to it."""
+    groups = (0, os.getegid(), qubes_gid())
+    never = stat.S_IWOTH if found.st_gid in groups else stat.S_IWOTH | stat.S_IWGRP
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & never
+
+
+@contextlib.contextmanager
+def workshop(dir_fd, name):
+    """
+    An open directory NAME in which things are made that nobody else may reach until they are
+    renamed out of it. What is in its place is a dead run's, and goes; afterwards it is gone.
+    """
+    clear(dir_fd, name)
+    with closing(make_dir(dir_fd, name, PRIVATE_MODE)) as fd:
+        try:
+            yield fd
+        finally:
+            for entry in os.listdir(fd):
+                remove(fd, entry)
+            clear(dir_fd, name)
+            os.fsync(dir_fd)
 
 
 def make_dirs(root, path, mode=0o755):
@@ -174,13 +216,14 @@ def make_dirs(root, path, mode=0o755):
 
     Its parents are made too, for they are the machine's own; ``mode`` is for the last one.
     """
-    while True:
+    for _ in range(_MAX_LINKS):
         with contextlib.suppress(FileNotFoundError):
             return open_dir(root, path)
         parent, name = os.path.split(path.rstrip("/"))
         others = contextlib.suppress(FileExistsError, FileNotFoundError)  # they make it too
         with closing(make_dirs(root, parent)) as fd, others:
-            place_dir(fd, name, mode)
+            os.close(place_dir(fd, name, mode))
+    raise FileNotFoundError(errno.ENOENT, "leads nowhere: take the link away", path)
 
 
 def read(root, path):
@@ -206,17 +249,36 @@ def read(root, path):
 
 @contextlib.contextmanager
 def locate(root, path):
-    """``(directory handle, name)`` of a file below root: where its last link points."""
+    """
+    ``(directory handle, name)`` of a file below root: where its last link points, if that is root's
+    or the caller's.
+    """
     for _ in range(_MAX_LINKS):
         parent, name = os.path.split(path)
         with closing(open_dir(root, parent)) as fd:
-            try:
-                target = os.readlink(name, dir_fd=fd)
-            except OSError:
+            target = _own_link(fd, name, path)
+            if target is None:
                 yield fd, name
                 return
         path = os.path.join(parent, target)
     raise StoragePoolException(f"{path}: too many links; put a file in its place")
+
+
+def _own_link(dir_fd, name, path):
+    """Where a link points, or None for what is no link; one of somebody else's is refused."""
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError:
+        return None
+    with closing(fd):
+        found = os.fstat(fd)
+        if not stat.S_ISLNK(found.st_mode):
+            return None
+        if found.st_uid not in (0, os.geteuid()):
+            raise StoragePoolException(
+                f"{path}: is a link that uid {found.st_uid} made; put the file in its place"
+            )
+        return os.readlink("", dir_fd=fd)
 
 
 def stamp(root, path):
@@ -227,7 +289,7 @@ def stamp(root, path):
         else:
             with locate(root, path) as (fd, name):
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except OSError:
+    except (OSError, StoragePoolException):
         return None
     return stamp_of(found)
 
@@ -255,8 +317,7 @@ def replace(dir_fd, name, data, mode=None, before_rename=None):
     returns True.
     """
     new = f".{name}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(new, dir_fd=dir_fd)
+    clear(dir_fd, new)
     fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:
         old = exists(dir_fd, name)
@@ -318,24 +379,6 @@ def rename_new(from_fd, to_fd, name, new_name=None):
     os.rename(name, new_name, src_dir_fd=from_fd, dst_dir_fd=to_fd)
 
 
-def remove_tree(dir_fd, name):
-    """Delete a directory and what is in it; links are deleted, never followed."""
-    if image.destroy_subvolume(dir_fd, name):
-        return
-    with closing(open_subdir(dir_fd, name)) as fd:
-        for entry in os.listdir(fd):
-            remove(fd, entry)
-    os.rmdir(name, dir_fd=dir_fd)
-
-
-def remove(dir_fd, name):
-    """Delete a file, a link, or a directory and what is in it."""
-    if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-        remove_tree(dir_fd, name)
-    else:
-        os.unlink(name, dir_fd=dir_fd)
-
-
 def is_mount(root, path):
     """Whether something is mounted at ``path`` below root: the kernel's mount table decides."""
     try:
@@ -361,13 +404,3 @@ def check_dir_path(pool, path, option="dir_path"):
     if ".." in path.split("/") or any(char in path for char in "\0\n\r"):
         raise InvalidInput(f"pool {pool}: {option} {path!r} has '..' in it; write the path without")
     return path
-
-
-def tree_size(dir_fd, name):
-    """The allocated bytes of a file or directory, links not followed."""
-    found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    size = found.st_blocks * 512
-    if stat.S_ISDIR(found.st_mode):
-        with closing(open_subdir(dir_fd, name)) as fd:
-            size += sum(tree_size(fd, entry) for entry, _ in entries(fd))
-    return size

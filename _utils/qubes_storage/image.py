@@ -8,7 +8,9 @@ import stat
 import struct
 
 from qubes_storage.exc import StoragePoolException
+from qubes_storage.opening import open_image, pinned, reopen
 
+__all__ = ["open_image", "pinned", "reopen"]
 _FICLONE = 0x40049409
 _SUBVOL_CREATE, _SNAP_DESTROY, _SNAP_CREATE_V2 = 0x5000940E, 0x5000940F, 0x50009417
 _INO_LOOKUP, _FS_INFO = 0xD0009412, 0x8400941F
@@ -39,15 +41,6 @@ def _new(path):
     fd = os.open(path, _CREATE, 0o600)
     os.fchmod(fd, 0o600)
     return fd
-
-
-def open_image(path):
-    """A reading handle of an image; a link or anything but a regular file is refused."""
-    fd = os.open(path, _READ)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise StoragePoolException(f"{path}: is not a regular file; put the image in its place")
 
 
 def clone(source_fd, path):
@@ -140,17 +133,15 @@ def _merged(parts):
 
 def resize(path, size):
     """Grow an image to ``size`` bytes and sync it; the new part is a hole."""
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = open_image(path, os.O_RDWR)
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", path)
-        if size > found.st_size:
+        before = os.fstat(fd).st_size
+        if size > before:
             os.ftruncate(fd, size)
             try:
                 os.fsync(fd)
             except OSError:
-                os.ftruncate(fd, found.st_size)  # nobody has been told of the new part
+                os.ftruncate(fd, before)  # nobody has been told of the new part
                 raise
     finally:
         os.close(fd)
@@ -228,14 +219,12 @@ def _nameless(dir_fd, stack):
     return fd
 
 
-def used_by_loop(fd):
-    """The loop device over an open file, by which a running VM uses it, or None."""
-    return next(_loops(fd), None)
+def used_by_loop(found):
+    """The loop device over a file of that stat, by which a running VM uses it, or None."""
+    return next(_loops(found), None)
 
 
-def _loops(fd):
-    """The loop devices over an open file."""
-    found = os.fstat(fd)
+def _loops(found):
     with contextlib.suppress(OSError):
         for name in os.listdir("/sys/block"):
             if not name.startswith("loop"):
@@ -249,11 +238,10 @@ def _loops(fd):
 
 def tell_loops(path):
     """Tell the loop devices over an image how large it has become."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size // 512
-        for device in _loops(file.fileno()):
+    with pinned(path) as (_, found):
+        for device in _loops(found):
             with open(f"/sys/block/{os.path.basename(device)}/size", encoding="utf-8") as known:
-                if int(known.read()) >= size:
+                if int(known.read()) >= found.st_size // 512:
                     continue
             try:
                 with open(device, "rb") as opened:

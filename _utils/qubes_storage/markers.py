@@ -5,16 +5,21 @@ What stands at either place while a VM moves, so that the next run finishes or u
 ``.NEW.creating/from`` names the directory it leaves, its inode number, and whether it is kept.
 Until the registry switches, the old directory is the VM; from then on the new one is. Each is whole
 all the while. Links are read as texts and never followed.
+
+Who may write a pool can leave such names there too, or rename those that are. So a
+``.NEW.creating`` counts only if it is closed to all but root or the caller, and says that it is of
+that VM; what ``.OLD.moving`` says counts only as far as such a one agrees.
 """
 
 import contextlib
+import errno
 import os
 from dataclasses import dataclass
 
-from qubes_storage import files, image
+from qubes_storage import files, image, trees
 
 FROM = "from"
-OUTSIDE = "outside"  # in the same place: ``INODE:PATH`` of a file of the caller's that goes
+OUTSIDE = "outside"  # in the same place: ``DEVICE:INODE:PATH`` of a file of the caller's that goes
 
 
 def creating(name):
@@ -40,6 +45,15 @@ def read(dir_fd, name):
         return None
 
 
+@contextlib.contextmanager
+def opened(dir_fd, name):
+    """A handle of ``.NAME.creating``; one that somebody else may have made is refused."""
+    with files.closing(files.open_subdir(dir_fd, creating(name))) as fd:
+        if not files.is_private(fd):
+            raise OSError(errno.EPERM, f"{creating(name)} was not made by root: delete it")
+        yield fd
+
+
 @dataclass
 class Origin:
     """The directory that a VM leaves, and its new place."""
@@ -57,6 +71,15 @@ class Origin:
             return None
         inode, kept, length, rest = text.split(":", 3)
         return cls(rest[: int(length)], inode, kept == "keep", rest[int(length) :])
+
+    @classmethod
+    def of(cls, marker, place):
+        """The same, of a marker that has to be that of the VM in ``place``."""
+        found = cls.read(marker)
+        if found is not None and found.place != place:
+            mark = creating(os.path.basename(place))
+            raise OSError(errno.EPERM, f"{mark} is that of {found.place}: rename it back")
+        return found
 
     def write(self, marker):
         """Say it in ``.NEW.creating``."""
@@ -76,7 +99,7 @@ class Origin:
                 os.rename(name, removing(name), src_dir_fd=fd, dst_dir_fd=fd)
                 os.fsync(fd)
             if not self.keep and self._is_old(fd, removing(name)):
-                files.remove_tree(fd, removing(name))
+                trees.remove_tree(fd, removing(name))
             if marked:
                 os.unlink(moving(name), dir_fd=fd)
             os.fsync(fd)
@@ -86,15 +109,18 @@ class Origin:
         return found is not None and image.identity(fd, name) == self.inode
 
 
-def undo(root, fd, name):
-    """Take away what a dead run made of NAME, which its inode number tells, and its markers."""
-    with files.closing(files.open_subdir(fd, creating(name))) as marker:
+def undo(root, fd, name, place):
+    """
+    Take away what a dead run made of NAME in ``place``, which its inode number tells, and its
+    markers.
+    """
+    with opened(fd, name) as marker:
+        origin = Origin.of(marker, place)
         there = files.exists(fd, name)
         if there and files.exists(marker, image.identity(fd, name)):
             os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
             os.fsync(fd)  # out of its place on the disk too, before anything of it goes
-        origin = Origin.read(marker)
-    files.remove_tree(fd, creating(name))
+    trees.remove_tree(fd, creating(name))
     old = _open(root, origin.path) if origin else None
     if old is not None:
         mark = moving(os.path.basename(origin.path))
@@ -113,31 +139,37 @@ def mend_moving(root, fd, name, path, registered):
     new = _open(root, place) if place else None
     if new is not None:
         with files.closing(new):
-            _mend_place(root, new, os.path.basename(place), path, registered)
+            _mend_place(root, new, place, path, registered)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(moving(name), dir_fd=fd)
 
 
 def _open(root, path):
-    """A handle of the directory that a VM's directory is in, or None where it is away."""
+    """
+    A handle of the directory that a VM's directory is in, or None where it is away; the pool's may
+    be a link, and none below it.
+    """
+    pool, subdir = os.path.split(os.path.dirname(path))
     try:
-        return files.open_dir(root, os.path.dirname(path))
+        return files.open_inside(root, pool, subdir)
     except OSError:
         return None
 
 
-def _mend_place(root, new, name, path, registered):
-    if not files.exists(new, creating(name)):
-        return
-    with files.closing(files.open_subdir(new, creating(name))) as marker:
-        origin = Origin.read(marker)
-        empty = not os.listdir(marker)
+def _mend_place(root, new, place, path, registered):
+    name = os.path.basename(place)
+    try:
+        with opened(new, name) as marker:
+            origin = Origin.of(marker, place)
+            empty = not os.listdir(marker)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # there is none, or it is none of ours
     if empty:
         os.rmdir(creating(name), dir_fd=new)
     if origin is None or origin.path != path:
         return  # it is of another run, or was
     if registered or not files.exists(new, name):
-        undo(root, new, name)
+        undo(root, new, name, place)
     else:
         origin.leave(root)
-        files.remove_tree(new, creating(name))
+        trees.remove_tree(new, creating(name))

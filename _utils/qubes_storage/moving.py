@@ -5,13 +5,16 @@ The new directory is made beside the old one, of the same files where the kernel
 directories have them, so the registry names a whole copy at every moment; the old one goes last.
 """
 
+import contextlib
 import copy
 import os
 
-from qubes_storage import build, files, guards, image, markers, transfer
+from qubes_storage import build, files, guards, image, markers, transfer, trees
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
+from qubes_storage.pool import in_force
 from qubes_storage.values import check_vm_name
+from qubes_storage.vm import SUBDIRS
 
 
 class Moving:
@@ -71,10 +74,11 @@ class Moving:
     def _came_from(self, vm, name):
         """Whether a dead run has renamed a VM that was, or may have been, called ``name``."""
         with files.closing(self.pool_of(vm).open_subdir(vm.klass.subdir)) as fd:
-            if not files.exists(fd, markers.creating(vm.dirname)):
+            try:
+                with markers.opened(fd, vm.dirname) as marker:
+                    origin = markers.Origin.read(marker)
+            except OSError:
                 return False
-            with files.closing(files.open_subdir(fd, markers.creating(vm.dirname))) as marker:
-                origin = markers.Origin.read(marker)
         return origin is None or os.path.basename(origin.path) == name
 
     @staticmethod
@@ -122,7 +126,7 @@ class Moving:
                 self._links(source, target) or image.shares_blocks(there)
             ):
                 return 0
-            return files.tree_size(fd, ".")
+            return trees.tree_size(fd, ".")
 
     def _migrate(self, vm, pool, keep=False):
         """Move a VM to another pool; the lock is held, and what a dead run left is mended."""
@@ -169,5 +173,26 @@ class Moving:
         with files.closing(fd):
             if not path.startswith("/") or files.exists(fd, "firewall.xml"):
                 return {}
-        data = files.read(self.root, path)
-        return {} if data is None else {"firewall.xml": data}
+        place, filename = os.path.split(path)
+        place, name = os.path.split(place)
+        top, subdir = os.path.split(place)
+        tops = [in_force(n, config).get("dir_path") for n, config in self.sections().items()]
+        if filename != "firewall.xml" or subdir not in SUBDIRS or not _is_in(top, tops):
+            raise StoragePoolException(
+                f"VM {vm.name}: firewall_conf {path} lies in no VM's directory; copy it to"
+                f" {self.pool_of(vm).vmdir(vm)}/firewall.xml"
+            )
+        try:
+            with contextlib.ExitStack() as stack:
+                fd = files.open_inside(self.root, top, subdir, name)
+                stack.enter_context(files.closing(fd))
+                file = stack.enter_context(files.closing(image.open_image(files.at(fd, filename))))
+                return {filename: os.pread(file, os.fstat(file).st_size, 0)}
+        except FileNotFoundError:
+            return {}
+        except OSError as err:
+            raise StoragePoolException(f"VM {vm.name}: {path}: {err.strerror}") from err
+
+
+def _is_in(path, paths):
+    return any(each and os.path.normpath(each) == path for each in paths)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from qubes_storage import files
+from qubes_storage import files, trees
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.pool import Pool
@@ -56,6 +56,6 @@ class Orphans:
                 for name, _ in files.entries(fd):
                     if (subdir, name) not in owned:
                         path = os.path.join(pool.dir_path, subdir, name)
-                        size = files.tree_size(fd, name)
+                        size = trees.tree_size(fd, name)
                         found.append({"pool": pool.name, "path": path, "size": size})
         return found

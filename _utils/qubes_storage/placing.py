@@ -135,7 +135,7 @@ class Placing:
                     contextlib.suppress(OSError),
                     files.closing(files.open_dir(self.root, parent)) as fd,
                 ):
-                    files.place_dir(fd, name)
+                    os.close(files.place_dir(fd, name))
             raise
 
     def _empty_dirs(self, name):

@@ -236,22 +236,21 @@ class Planning:
         return there[0], source
 
     def _kernels(self, vm, registry):
-        """``(whether there is a kernel, the directory to copy it from)``."""
+        """``(whether there is a kernel, the version to copy)``."""
         version = registry.get("default_kernel")
         try:
-            os.close(files.open_dir(self.root, KERNELS))
+            os.close(build.open_kernels(self.root))
         except OSError:
             return False, None
-        if version is None or "/" in version:
+        if version is None or "/" in version or version in ("", ".", ".."):
             return False, None
-        path = os.path.join(KERNELS, version)
         if "root" in vm.images and not vm.klass.is_hvm:
-            self._check_kernels(vm, path)
-        return True, path
+            self._check_kernels(vm, version)
+        return True, version
 
-    def _check_kernels(self, vm, path):
+    def _check_kernels(self, vm, version):
         try:
-            with files.closing(files.open_dir(self.root, path)) as fd:
+            with files.closing(build.open_kernels(self.root, version)) as fd:
                 there = [
                     name
                     for name in build.KERNEL_FILES
@@ -259,6 +258,7 @@ class Planning:
                 ]
         except OSError:
             there = []
+        path = os.path.join(KERNELS, version)
         lacking = [os.path.join(path, n) for n in build.KERNEL_FILES if n not in there]
         if lacking:
             raise StoragePoolException(

@@ -5,6 +5,7 @@ The Pool that a driver extends, and how a section of storage.conf becomes one.
 written.
 """
 
+import contextlib
 import os
 
 from qubes_storage import files, image
@@ -106,16 +107,21 @@ class Pool:
 
     def create(self):
         """Make the directories that are missing; never a parent of the pool's own."""
-        for path in self.missing():
-            parent, name = os.path.split(path.rstrip("/"))
-            try:
-                with files.closing(files.open_dir(self.root, parent)) as fd:
-                    files.place_dir(fd, name)
-            except OSError as err:
-                raise StoragePoolException(
-                    f"pool {self.name}: cannot make {path}: {err.strerror}; make {parent}, or mount"
-                    " it, first"
-                ) from err
+        made = {}  # handles, so that the rest is made in what was made
+        with contextlib.ExitStack() as stack:
+            for path in self.missing():
+                parent, name = os.path.split(path.rstrip("/"))
+                try:
+                    if parent not in made:
+                        made[parent] = files.open_dir(self.root, parent)
+                        stack.callback(os.close, made[parent])
+                    made[path.rstrip("/")] = fd = files.place_dir(made[parent], name)
+                    stack.callback(os.close, fd)
+                except OSError as err:
+                    raise StoragePoolException(
+                        f"pool {self.name}: cannot make {path}: {err.strerror}; make {parent}, or"
+                        " mount it, first"
+                    ) from err
 
     def check_setup(self, fd, try_out):
         """

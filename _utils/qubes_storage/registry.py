@@ -9,6 +9,7 @@ import threading
 from qubes_storage import files
 from qubes_storage.collection import MAX_ID, PATH, Entry, Registry, empty, loads, with_dom0
 from qubes_storage.exc import StoragePoolException
+from qubes_storage.opening import open_image
 
 __all__ = [
     "MAX_ID",
@@ -132,7 +133,7 @@ def _acquire(root, held):
         _release(held)
         raise StoragePoolException(
             f"{PATH}: cannot be locked: {err.strerror}; run as root or as a member of group"
-            f" {files.GROUP}"
+            f" {files.GROUP}, and have a file there or nothing"
         ) from err
     except BaseException:
         _release(held)
@@ -140,10 +141,9 @@ def _acquire(root, held):
 
 
 def _open(held):
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         try:
-            return os.open(held.name, flags, dir_fd=held.dir_fd)
+            return open_image(files.at(held.dir_fd, held.name), os.O_RDWR, anywhere=True)
         except FileNotFoundError:
             _make(held)
 

@@ -3,7 +3,7 @@
 import os
 import stat
 
-from qubes_storage import build, files, guards, image
+from qubes_storage import build, files, guards, image, trees
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.pool import Pool
@@ -98,7 +98,7 @@ class Removal:
         with files.closing(fd):
             path = pool.vmdir(vm)
             held = {
-                os.path.join(path, name): files.tree_size(fd, name)
+                os.path.join(path, name): trees.tree_size(fd, name)
                 for name, there in files.entries(fd)
                 if not stat.S_ISLNK(there.st_mode)
             }
@@ -108,10 +108,8 @@ class Removal:
 
     @staticmethod
     def _check_halted(vm, fd, name):
-        if not image.measure(fd, name):
-            return
-        with files.closing(image.open_image(files.at(fd, name))) as opened:
-            device = image.used_by_loop(opened)
+        found = files.exists(fd, name)
+        device = image.used_by_loop(found) if found else None
         if device:
             raise StoragePoolException(
                 f"VM {vm.name}: {name} is in use by {device}; shut the VM down first"

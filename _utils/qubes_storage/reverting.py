@@ -70,7 +70,6 @@ class Reverting:
         return vm, pool, found
 
     def _renew_cow(self, pool, fd, size):
-        new = f".{IMAGES['root-cow']}.new"
-        self._make(pool, fd, new, size)
-        os.rename(new, IMAGES["root-cow"], src_dir_fd=fd, dst_dir_fd=fd)
-        os.fsync(fd)
+        name = IMAGES["root-cow"]
+        with self._new_image(pool, fd, name, size) as new:
+            os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)

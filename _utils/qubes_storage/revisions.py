@@ -13,7 +13,8 @@ import time
 from qubes_storage import files, image
 from qubes_storage.exc import InvalidInput
 
-_NAME = re.compile(r"(.+\.img)\.(\d+)@(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)")
+_NAME = re.compile(r"(.+\.img)\.([1-9]\d*)@(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.ASCII)
+_LAST = 253402300799  # the last second of the year 9999: no later one has such a date
 
 
 def is_one(name):
@@ -39,14 +40,12 @@ def add(pool, fd, name, source_fd=None):
     Those that are more than the pool keeps go, the oldest first.
     """
     source_fd = fd if source_fd is None else source_fd
-    new = f".{name}.revision.new"
-    found = os.stat(name, dir_fd=source_fd, follow_symlinks=False)
-    _copy(pool, source_fd, name, fd, new, found)
-    before = listed(fd, name)
-    number = int(before[-1].split("@")[0]) + 1 if before else 1
-    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.st_mtime))
-    revision = f"{number}@{date}"
-    os.rename(new, f"{name}.{revision}", src_dir_fd=fd, dst_dir_fd=fd)
+    with _copied(pool, source_fd, name, fd, f".{name}.revision.new", dated=True) as (new, found):
+        before = listed(fd, name)
+        number = int(before[-1].split("@")[0]) + 1 if before else 1
+        written = min(max(found.st_mtime, 0), _LAST)
+        revision = f"{number}@{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(written))}"
+        os.rename(name, f"{name}.{revision}", src_dir_fd=new, dst_dir_fd=fd)
     for old in [*before, revision][: -pool.revisions_to_keep]:
         os.unlink(f"{name}.{old}", dir_fd=fd)
     os.fsync(fd)
@@ -67,25 +66,28 @@ def choose(found, revision, who):
 
 def revert(pool, fd, name, revision):
     """Have an image be as in a revision and of its own size; what it holds becomes a revision."""
-    new = f".{name}.new"
-    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    _copy(pool, fd, f"{name}.{revision}", fd, new)
-    pool.resize_image(files.at(fd, new), found.st_size)
-    if pool.revisions_to_keep:
-        add(pool, fd, name)
-    os.rename(new, name, src_dir_fd=fd, dst_dir_fd=fd)
-    os.fsync(fd)
+    size = os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
+    old = f"{name}.{revision}"
+    with _copied(pool, fd, old, fd, f".{name}.new") as (new, _):
+        pool.resize_image(files.at(new, old), size)
+        if pool.revisions_to_keep:
+            add(pool, fd, name)
+        os.rename(old, name, src_dir_fd=new, dst_dir_fd=fd)
 
 
-def _copy(pool, source_fd, name, fd, new, like=None):
-    """Copy an image beside, over what a dead run left, synced; with the times of ``like``."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(new, dir_fd=fd)
-    path = files.at(fd, new)
-    with files.closing(image.open_image(files.at(source_fd, name))) as source:
-        pool.clone_image(source, path)
-    with files.closing(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)) as made:
-        files.own(made, files.FILE_MODE)
-        if like:
-            os.utime(made, ns=(like.st_atime_ns, like.st_mtime_ns))
-        os.fsync(made)
+@contextlib.contextmanager
+def _copied(pool, source_fd, name, fd, place, dated=False):
+    """
+    ``(open directory, stat of the image)``: a copy of an image, with its times if it is ``dated``,
+    in a directory of its own in ``fd``, to be renamed out of it.
+    """
+    with files.workshop(fd, place) as new:
+        with files.closing(image.open_image(files.at(source_fd, name))) as source:
+            found = os.fstat(source)
+            pool.clone_image(source, files.at(new, name))
+        with files.closing(image.open_image(files.at(new, name), os.O_RDWR)) as made:
+            files.own(made, files.FILE_MODE)
+            if dated:
+                os.utime(made, ns=(found.st_atime_ns, found.st_mtime_ns))
+            os.fsync(made)
+        yield new, found

@@ -11,7 +11,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from qubes_storage import files, image
+from qubes_storage import files, image, trees
 from qubes_storage.exc import StoragePoolException
 
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
@@ -50,17 +50,21 @@ def take(wanted, pool, target):
             _dress(target, os.fstat(fd))
 
 
-def _take(wanted, pool, fd, name, target, new):
-    found = files.exists(fd, name)
+def _take(wanted, pool, fd, name, target, new, depth=0):
+    trees.check_depth(depth, name, trees.MAX_COPIED)
+    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
     if stat.S_ISLNK(found.st_mode):
         os.symlink(os.readlink(name, dir_fd=fd), new, dir_fd=target)
+        if found.st_uid != os.geteuid():  # a link of root's counts where others may write
+            with contextlib.suppress(PermissionError):
+                os.chown(new, found.st_uid, -1, dir_fd=target, follow_symlinks=False)
     elif stat.S_ISDIR(found.st_mode):
         with (
             files.closing(files.open_subdir(fd, name)) as source,
             files.closing(files.make_dir(target, new)) as made,
         ):
             for entry in sorted(os.listdir(source)):
-                _take(wanted, pool, source, entry, made, entry)
+                _take(wanted, pool, source, entry, made, entry, depth + 1)
             if wanted.keep:
                 _dress(made, found)
             os.fsync(made)
@@ -69,15 +73,17 @@ def _take(wanted, pool, fd, name, target, new):
         raise StoragePoolException(
             f"VM {wanted.vm.name}: {path} is no file, directory or link; take it away"
         )
-    elif not (wanted.link and link(name, fd, new, target)):
-        with files.closing(image.open_image(files.at(fd, name))) as source:
-            bring(source, pool, files.at(target, new), wanted.keep)
+    else:
+        with image.pinned(files.at(fd, name), also=target) as (pin, _):
+            if not (wanted.link and link(pin, new, target)):
+                with files.closing(image.reopen(pin)) as source:
+                    bring(source, pool, files.at(target, new), wanted.keep)
 
 
-def link(name, fd, new, target):
-    """Give a file a second name, if the kernel lets us; whether it did."""
+def link(pin, new, target):
+    """Give a pinned file a second name, if the kernel lets us; whether it did."""
     try:
-        os.link(name, new, src_dir_fd=fd, dst_dir_fd=target, follow_symlinks=False)
+        os.link(f"/proc/self/fd/{pin}", new, dst_dir_fd=target, follow_symlinks=True)
     except OSError as err:
         if err.errno not in _NO_LINK:
             raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 
 from qubes_storage import build, files, guards, image
 from qubes_storage.cloning import Cloning
@@ -214,7 +215,7 @@ class VMs(Planning, Comparing, Cloning):
             if "unfinished" in changes:
                 build.mend(pool, vm, True)
                 changes.update(self.plan(name, volumes={volume: size})[0])
-            there = self.images_on_disk(vm)[volume][0]
+            there = self.images_on_disk(vm).get(volume, (0,))[0]
             if size < there:
                 raise StoragePoolException(
                     f"VM {name}: {volume} has {there} bytes ({format_size(there)}) and never"
@@ -224,26 +225,21 @@ class VMs(Planning, Comparing, Cloning):
         return changes
 
     def _set_icon(self, pool, vm, label):
-        fd = pool.open_vm(vm)
-        if fd is None:
+        if self.vm_dir_is_gone(vm):
             return
-        with files.closing(fd):
-            new = ".icon.png.new"
-            for name in (new, "icon.png"):
-                found = files.exists(fd, name)
-                if found and not os.path.stat.S_ISLNK(found.st_mode):
-                    return  # an icon of the user's own
-            if files.exists(fd, new):
-                os.unlink(new, dir_fd=fd)
-            os.symlink(ICONS.format(label), new, dir_fd=fd)
-            os.rename(new, "icon.png", src_dir_fd=fd, dst_dir_fd=fd)
-            os.fsync(fd)
+        with self._writing(vm, pool) as fd:
+            name = "icon.png"
+            found = files.exists(fd, name)
+            if found and not stat.S_ISLNK(found.st_mode):
+                return  # an icon of the user's own
+            with files.workshop(fd, f".{name}.new") as new:
+                os.symlink(ICONS.format(label), name, dir_fd=new)
+                os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)
 
     def _grow(self, pool, vm, volume, size):
-        fd = pool.open_vm(vm)
         path = os.path.join(pool.vmdir(vm), IMAGES[volume])
         try:
-            with files.closing(fd):
+            with files.closing(self._open_vm(vm, pool)) as fd:
                 if volume == "root" and image.measure(fd, IMAGES["root-cow"]):
                     pool.resize_image(files.at(fd, IMAGES["root-cow"]), size)
                 pool.resize_image(files.at(fd, IMAGES[volume]), size)

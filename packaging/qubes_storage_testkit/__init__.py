@@ -16,7 +16,7 @@ says ``keeps_holes = False`` in the class.
 import os
 
 import pytest
-from qubes_storage import Pool, connect, files, image
+from qubes_storage import Pool, connect, files, image, trees
 from qubes_storage.finding import schema
 
 MIB = 1024**2
@@ -39,7 +39,7 @@ class DriverTests:
         with files.closing(pool.open_subdir("appvms")) as fd:
             with files.closing(pool.make_vmdir(fd, "work")) as made:
                 yield made
-            files.remove_tree(fd, "work")
+            trees.remove_tree(fd, "work")
 
     @pytest.fixture
     def system(self, pool):
@@ -146,7 +146,7 @@ class DriverTests:
                     assert self.content(made, name) == self.content(vmdir, name)
                     self.write(made, name, [(0, b"mine")])
                     assert self.content(vmdir, name).startswith(name.encode())
-            files.remove_tree(fd, "play")
+            trees.remove_tree(fd, "play")
             assert os.listdir(fd) == ["work"]
 
     def test_a_vm_is_made_copied_moved_and_removed_whole(self, pool, system):

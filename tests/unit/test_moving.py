@@ -185,14 +185,16 @@ def test_a_vm_that_runs_is_refused_and_grows(machine):
 
 
 def test_rules_of_the_firewall_come_into_the_directory_from_wherever_r32_has_them(machine):
+    rules = f"{HOME['default']}/gone/firewall.xml"
     machine.path(f"{HOME['default']}/work/firewall.xml").unlink()
     system = machine.connect()
     machine.elements = [(e.tag, dict(e.attrs)) for e in machine.entries().values()]
     for _, given in machine.elements:
         if given["name"] == "work":
-            given["firewall_conf"] = "/mnt/rules.xml"
+            given["firewall_conf"] = rules
     machine.write_registry()
-    machine.write("/mnt/rules.xml", b"<mine/>")
+    machine.mkdir(os.path.dirname(rules))
+    machine.write(rules, b"<mine/>")
     system.clone_vm("work", "play")
     system.migrate_vm("work", "foo")
     for place, name in ((HOME["foo"], "work"), (HOME["default"], "play")):

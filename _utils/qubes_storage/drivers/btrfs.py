@@ -32,21 +32,17 @@ class Pool(reflink.Pool):
             made = files.open_subdir(fd, name)
             for entry in set(os.listdir(made)) - set(keep):
                 files.remove(made, entry)
-        files.own(made, files.DIR_MODE)
+        files.own(made, files.DIR_MODE, files.group_for(fd))
         return made
 
     def snapshot(self, fd, names):
         """All images are of one moment, whatever happens to them meanwhile."""
         if not self.revisions_to_keep or not image.is_subvolume(fd):
             return super().snapshot(fd, names)
-        if files.exists(fd, _SNAPSHOT):
-            files.remove(fd, _SNAPSHOT)  # a dead run's
-        image.snapshot_subvolume(fd, fd, _SNAPSHOT)
-        try:
-            with files.closing(files.open_subdir(fd, _SNAPSHOT)) as old:
+        with files.workshop(fd, _SNAPSHOT) as place:
+            image.snapshot_subvolume(fd, place, "all")
+            with files.closing(files.open_subdir(place, "all")) as old:
                 return {name: revisions.add(self, fd, name, old) for name in names}
-        finally:
-            files.remove(fd, _SNAPSHOT)
 
 
 def _same(fd, other):
