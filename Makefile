@@ -1,6 +1,7 @@
 # make highstate   the main job, in ./demo: a machine root made as a pillar says
 # make test        all tests; SALT=3006 for another Salt, TESTS=tests/unit for a part
 # make torture     every step of every operation killed, failed and replayed: takes hours
+# make coverage    which lines and branches of the core no test reaches: there is to be none
 # make lint bench install
 PYTHON ?= python3
 SALT ?=
@@ -11,7 +12,7 @@ VENV := .venv$(if $(SALT),-$(SALT))
 BIN := $(VENV)/bin
 DEMO := $(CURDIR)/demo
 
-.PHONY: highstate test torture lint format bench install dist clean
+.PHONY: highstate test torture coverage lint format bench install dist clean
 
 highstate: $(VENV)/ready
 	$(MAKE) --no-print-directory install DESTDIR=demo/srv/salt
@@ -27,6 +28,10 @@ test: $(VENV)/ready
 
 torture: $(VENV)/ready
 	TORTURE=1 $(BIN)/python -m pytest tests/torture $(ARGS)
+
+# Without tests/integration and tests/torture, whose processes are not measured.
+coverage: $(VENV)/ready
+	$(BIN)/python -m pytest --cov --cov-report=term tests/unit tests/r32 tests/functional $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
