@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -150,13 +151,21 @@ def test_a_save_that_fails_keeps_the_lock_and_the_file(scratch):
     assert registry.load(root).get("clockvm") == "1"
 
 
-def test_what_someone_put_in_place_of_a_save_is_read(scratch):
-    """Also where it has the same size: what is kept belongs to the file that was written."""
+def test_what_someone_puts_in_place_of_a_save_is_read(scratch, monkeypatch):
+    """A file of the same size, by who takes no lock, the moment that ours is in its place."""
     machine = scratch()
     root = machine.connect().root
+    other = machine.path(f"{LIB}/other.xml")
+
+    def fsync(fd, synced=os.fsync):
+        synced(fd)
+        if stat.S_ISDIR(os.fstat(fd).st_mode) and other.exists():
+            os.rename(other, machine.path(XML))
+
     with registry.lock(root) as found:
         registry.save(root, found.copy(attrs={**found.attrs, "clockvm": "1"}))
-        other = machine.xml.replace(b'clockvm="1"', b'clockvm="7"')
-        machine.write(f"{LIB}/other.xml", other)
-        os.rename(machine.path(f"{LIB}/other.xml"), machine.path(XML))
+        machine.write(f"{LIB}/other.xml", machine.xml.replace(b'clockvm="1"', b'clockvm="7"'))
+        monkeypatch.setattr(os, "fsync", fsync)
+        registry.save(root, found.copy(attrs={**found.attrs, "clockvm": "1"}))
+    assert not other.exists()
     assert registry.load(root).get("clockvm") == "7"
