@@ -37,6 +37,7 @@ def test_a_pool_that_cannot_keep_as_many_revisions_gives_what_it_has(there):
 def test_the_volume_that_keeps_nothing_can_move_alone(there):
     daemon, system = there
     declared = {"volumes": {"volatile": {"pool": "btrfs"}}, "migrate": True}
+    daemon.vms["work"].volumes["volatile"].data = "what nobody needs"
     daemon.usage["btrfs"] = {"data_size": 1, "data_usage": 1}  # it is full, and nothing is copied
     assert system.set_vm("work", **declared) == {"pool": {"old": "ssd", "new": "btrfs"}}
     volumes = daemon.vms["work"].volumes
@@ -141,6 +142,8 @@ def test_create_finishes_a_move_that_left_no_vm_and_create_only_does_not(there):
 @pytest.mark.parametrize("name", ["../work", "./../work"])
 def test_a_name_that_is_none_leads_to_no_journal(there, name):
     _, system = there
-    outside = (Path(system.root) / JOURNAL).parent.parent / "work.json"
+    journals = (Path(system.root) / JOURNAL).parent
+    journals.mkdir()
+    outside = journals.parent / "work.json"
     outside.write_text("{half")
     assert system.vm_remove_diff(name) == {}

@@ -175,4 +175,6 @@ def test_verify_names_a_pool_that_is_gone_and_nothing_of_a_vm_without_volumes(th
         "VM work: volume volatile: its pool ssd is not there; add it again",
     ]
     assert system.report().keys() == {"varlibqubes", "linux-kernel", "btrfs"}
+    forget(daemon, system)
     assert system.verify_vm("dom0") == []
+    assert {call.method for call in daemon.log} == {"admin.vm.List"}

@@ -224,8 +224,6 @@ class AdminMigrate(AdminCopy):
     def _point(self, users, old, new):
         """Point what names a VM to another one; what names a third one meanwhile is left."""
         for vm, key in users:
-            if vm is not None and vm not in self.listed():
-                continue
             now = (self.vm_properties(vm) if vm else self.system_properties()).get(key)
             if now is None or now.value != old or now.default:
                 continue
