@@ -1,6 +1,8 @@
 """What unit tests share."""
 
+import signal
 import sys
+import threading
 
 import pytest
 
@@ -26,6 +28,18 @@ class Qubes:
             token = call("admin.vm.volume.CloneFrom", source, volume).content
             call("admin.vm.volume.CloneTo", name, volume, token)
 """
+
+
+@pytest.fixture
+def interrupt():
+    """
+    ``interrupt()``: Ctrl-C for the main thread, from another; also where the tests run in the
+    background, which ignores it.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = threading.main_thread().ident
+    yield lambda: signal.pthread_kill(main, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The command line on R4: the same commands, and for what R4 has not, the way there."""
 
 import json
-import signal
-import threading
 
 import pytest
 from qubes_storage import cli
@@ -75,10 +73,9 @@ def test_what_r4_has_not_names_the_way(daemon_and_call, args, way):
     assert writes(daemon) == []
 
 
-def test_an_interruption_while_the_daemon_works_is_told(daemon_and_call):
+def test_an_interruption_while_the_daemon_works_is_told(daemon_and_call, interrupt):
     daemon, call = daemon_and_call
-    main = threading.main_thread().ident
-    daemon.before = lambda call: signal.pthread_kill(main, signal.SIGINT)
+    daemon.before = lambda call: interrupt()
     code, out, err = call("ls")
     assert (code, out) == (cli.INTERRUPTED, "")
     assert err == "qubes-storage: interrupted; nothing was left half-done\n"

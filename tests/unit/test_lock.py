@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -97,12 +96,11 @@ def test_who_waited_gets_the_lock_of_the_file_that_came_instead(holder):
     assert handles(machine) == []
 
 
-def test_an_interruption_while_it_waits_leaves_no_handle_and_no_lock(holder):
+def test_an_interruption_while_it_waits_leaves_no_handle_and_no_lock(holder, interrupt):
     machine, start = holder
     root = machine.connect().root
     process = start()
-    main = threading.main_thread().ident
-    thread = when_waiting(machine, lambda: signal.pthread_kill(main, signal.SIGINT))
+    thread = when_waiting(machine, interrupt)
     with pytest.raises(KeyboardInterrupt), registry.lock(root):
         pass
     thread.join()
