@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -115,7 +116,9 @@ def test_a_directory_in_place_of_the_registry_is_told(scratch):
     machine.path(XML).unlink()
     machine.mkdir(XML)
     with (
-        pytest.raises(StoragePoolException, match=f"{XML}: cannot be locked: Is a directory"),
+        pytest.raises(
+            StoragePoolException, match=f"{XML}: cannot be locked: .*put one in its place"
+        ),
         registry.lock(machine.connect().root),
     ):
         pass
@@ -139,12 +142,15 @@ def test_a_save_that_fails_keeps_the_lock_and_the_file(scratch):
     root = machine.connect().root
     before = machine.xml
     with registry.lock(root) as found:
-        machine.mkdir(f"{LIB}/.qubes.xml.new")
         changed = found.copy(attrs={**found.attrs, "clockvm": "1"})
-        with pytest.raises(StoragePoolException, match=f"{XML}: cannot be saved: Is a directory"):
-            registry.save(root, changed)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            with pytest.raises(StoragePoolException, match=f"{XML}: cannot be saved: File too la"):
+                registry.save(root, changed)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert machine.xml == before
-        os.rmdir(machine.path(f"{LIB}/.qubes.xml.new"))
         registry.save(root, changed)
     assert registry.load(root).get("clockvm") == "1"
 
