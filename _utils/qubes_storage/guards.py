@@ -49,15 +49,16 @@ def check_mount(root, pool, guards):
         )
 
 
-def check_free(pool, guards, free, needed=0):
+def check_free(pool, guards, free, needed=0, path=None):
     """Refuse to take ``needed`` bytes where fewer than ``min_free`` would stay free."""
     least = parse_size(guards["min_free"]) if guards.get("min_free") else 0
     if free - needed < least or (needed and free < needed):
         kept = f" and min_free keeps {format_size(least)}" if least else ""
+        where = f" in {path}" if path else ""
         wants = f", {format_size(needed)} are needed" if needed else ""
         raise StoragePoolException(
-            f"pool {pool}: {format_size(free)} are free{wants}{kept}; free some space or take"
-            " another pool"
+            f"pool {pool}: {format_size(free)} are free{where}{wants}{kept}; free some"
+            " space or take another pool"
         )
 
 

@@ -256,4 +256,5 @@ class VMs(Planning, Comparing, Cloning):
         guards.check_mount(self.root, pool.name, kept)
         self.check_disk(pool)
         if needed or kept.get("min_free"):
-            guards.check_free(pool.name, kept, pool.usage()["free"], needed)
+            free = pool.usage()["free"]
+            guards.check_free(pool.name, kept, free, needed, pool.dir_path)

@@ -1,0 +1,175 @@
+"""A machine whose one disk of 64 MiB can be full, out of inodes, or read-only."""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+
+import pytest
+from qubes_storage.exc import StoragePoolException
+
+from tests.r32.machine import Machine
+from tests.torture import operations, world
+
+MIB = 1024**2
+SIZE = 64 * MIB
+PIECE = 4096
+MAKE = {
+    "ext4": ["mkfs.ext4", "-q", "-F", "-m0", "-b4096"],
+    "btrfs": ["mkfs.btrfs", "-q", "--mixed"],  # any other is too large for this
+}
+FILESYSTEMS = {"xen": "ext4", "reflink": "btrfs", "btrfs": "btrfs"}  # of a driver's pools
+# An error names a pool or VM or the file it is about, a path, and after a semicolon the cure.
+CLEAR = re.compile(r"(pool|VM) [\w-]+: .*/.*; |/(qubes\.xml|storage[a-z-]*\.conf): .*; ", re.S)
+
+
+class OneDisk(world.World):
+    """All of the machine, and the caller's directory, on one small filesystem."""
+
+    def __init__(self, kind, *options):
+        self.place = pathlib.Path(tempfile.mkdtemp(prefix="qubes-torture-", dir=_memory()))
+        self._mounted = []
+        self.kind = kind
+        try:
+            self.disk = self.place / "disk"
+            self.disk.mkdir()
+            self._mount(options)
+            self.machine = Machine(self._dir("disk/live/root"))
+            self.outside = self._dir("disk/live/outside")
+            self.ssd = self.machine.mkdir("/mnt/ssd")
+        except BaseException:
+            self.close()
+            raise
+        self._live = self.disk / "live"
+        self._kept = self.disk / "saved"
+
+    def _mount(self, options):
+        if os.geteuid() or not shutil.which(MAKE[self.kind][0]):
+            pytest.skip(f"only root, with {MAKE[self.kind][0]}, can make such a disk")
+        image = self.place / "disk.img"
+        with open(image, "wb") as file:
+            file.truncate(SIZE)
+        subprocess.run([*MAKE[self.kind], *options, image], check=True, capture_output=True)
+        command = ["mount", "-o", "loop", image, self.disk]
+        if subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip(f"{self.kind} cannot be mounted here")
+        self._mounted.append(self.disk)
+
+    def save(self):
+        world.empty(self._kept)
+        world._copy_into(self._live, self._kept)
+
+    def restore(self):
+        world.empty(self._live)
+        world._copy_into(self._kept, self._live)
+
+    @contextlib.contextmanager
+    def read_only(self):
+        """The disk as the kernel leaves it after an error: readable, and nothing more."""
+        subprocess.run(["mount", "-o", "remount,ro", self.disk], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", self.disk], check=True)
+
+    @contextlib.contextmanager
+    def with_free(self, free):
+        """No more than ``free`` bytes are free: small files take what is left."""
+        fill = self.disk / "fill"
+        fill.mkdir()
+        try:
+            found = os.statvfs(self.disk)
+            most = found.f_bavail * found.f_frsize // MIB - 1 - free // MIB
+            with open(fill / "most", "wb", buffering=0) as file, contextlib.suppress(OSError):
+                for _ in range(most):
+                    file.write(b"\xa5" * MIB)
+            os.sync()
+            made = 0
+            with contextlib.suppress(OSError):
+                while free < MIB or made < 2 * MIB // PIECE:  # of much, roughly
+                    (fill / str(made)).write_bytes(b"\xa5" * PIECE)
+                    made += 1
+            os.sync()
+            for number in range(max(made - free % MIB // PIECE, 0), made):
+                (fill / str(number)).unlink()
+            os.sync()
+            yield
+        finally:
+            shutil.rmtree(fill)
+            os.sync()
+
+    @contextlib.contextmanager
+    def with_inodes(self, count):
+        """No more than ``count`` files can be made."""
+        names = self.disk / "names"
+        names.mkdir()
+        made = 0
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    os.close(os.open(names / str(made), os.O_CREAT | os.O_EXCL))
+                    made += 1
+            for number in range(max(made - count, 0), made):
+                (names / str(number)).unlink()
+            yield
+        finally:
+            shutil.rmtree(names)
+
+
+def _memory():
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+
+
+class Trial:
+    """One operation in trouble, and again without."""
+
+    def __init__(self, there, operation):
+        self.world = there
+        self.operation = operation
+        self.base = there.tree()
+        there.restore()
+        operation.run(there.connect(), there)
+        self.done = there.tree()
+        there.restore()
+
+    def attempt(self):
+        """Whether it was done; what is not done tells what it is about, where, and the cure."""
+        try:
+            changes = self.operation.run(self.world.connect(), self.world)
+        except StoragePoolException as err:
+            assert CLEAR.search(str(err)), (str(self.operation), str(err))
+            return False
+        assert changes, str(self.operation)
+        return True
+
+    def check(self, done, where):
+        """After trouble, and without: all or nothing, then what was asked for, and no stray."""
+        where = (str(self.operation), where, "done" if done else "not done")
+        now = self.world.tree()
+        expected = self.done if done else self.base
+        assert differences(expected, now) == {}, where
+        if not done:
+            assert self.operation.run(self.world.connect(), self.world), where
+            assert differences(self.done, self.world.tree()) == {}, where
+        if not self.operation.verb:
+            assert self.operation.run(self.world.connect(), self.world) == {}, where
+            assert differences(self.done, self.world.tree()) == {}, where
+
+
+def differences(old, new):
+    """``{path: (old, new)}`` of what is not the same."""
+    return {p: (old.get(p), new.get(p)) for p in {*old, *new} if old.get(p) != new.get(p)}
+
+
+def made(driver, *options):
+    """The machine of the catalogue on one small disk."""
+    there = OneDisk(FILESYSTEMS[driver], *options)
+    try:
+        operations.build(there, driver)
+    except BaseException:
+        there.close()
+        raise
+    return there
