@@ -13,7 +13,7 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 
-from qubes_storage import files, image, markers, transfer, trees
+from qubes_storage import files, image, markers, registry, transfer, trees
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 from qubes_storage.vm import ICONS, KERNEL_FILES, KERNELS
@@ -134,6 +134,8 @@ def mend(pool, vm, registered):
 
 def _mend(pool, vm, registered, fd):
     name, place = vm.dirname, pool.vmdir(vm)
+    if any(files.exists(fd, mark(name)) for mark in (creating, moving, removing)):
+        registry.sync(pool.root)  # the dead run may not have come to that
     if files.exists(fd, creating(name)):
         if registered:
             _finish(pool.root, fd, name, place)

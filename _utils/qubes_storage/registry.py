@@ -197,3 +197,8 @@ def save(root, registry):
         _cache[root] = (files.stamp_of(os.fstat(fd)), registry)
     if unsynced:
         raise unsynced
+
+
+def sync(root):
+    """Have what qubes.xml says be what the disk says, too; the lock is held."""
+    os.fsync(_held(root).dir_fd)
