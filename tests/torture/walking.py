@@ -63,7 +63,7 @@ class Walk:
         self.world.restore()
         return strace.interrupt(self.act, call, error)
 
-    def check_whole(self, *others, again=False):
+    def check_whole(self, *others, again=False, tree=None):
         """
         Both files parse, and no image is lost or changed but by an operation that does that;
         ``again`` after it was made once more, which may lose what the first run set aside.
@@ -72,7 +72,7 @@ class Walk:
         conf.loads(world.machine.path(CONF).read_bytes())
         if world.machine.path(guards.PATH).exists():
             conf.loads(world.machine.path(guards.PATH).read_bytes())
-        there, tree = vms(world), world.tree()
+        there, tree = vms(world), tree or world.tree()
         need(len({e["qid"] for e in there.values()}) == len(there), "a qid is there twice")
         for vm in self.registered:
             self._check_vm(vm, there, walks, tree)
@@ -110,20 +110,20 @@ class Walk:
     def check_converges(self):
         """The next run makes what an undisturbed one makes; one more changes nothing at all."""
         self.act()
-        self.check_whole(again=True)
-        self.check_tidy()
+        found = self.world.tree()
+        self.check_whole(again=True, tree=found)
+        self.check_tidy(found)
         if self.operation.verb:
             return
-        found = self.world.tree()
         need(found == self.after, "the next run does not converge:", difference(found, self.after))
         stamps = self.world.stamps()
         again = self.act()
         need(again == {}, "one more run changes", again)
         need(self.world.stamps() == stamps, "one more run writes")
 
-    def check_tidy(self):
+    def check_tidy(self, tree=None):
         """No stray file is there, and no VM is broken that was whole."""
-        strays = [path for path in self.world.tree() if "/." in path]
+        strays = [path for path in tree or self.world.tree() if "/." in path]
         need(not strays, "strays:", *strays)
         problems = [told for told in self._verify() if told not in self.known]
         need(not problems, *problems)
