@@ -26,7 +26,11 @@ NUMBERS = {
     "sync_file_range": 277, "vmsplice": 278, "utimensat": 280, "fallocate": 285, "pwritev": 296,
     "syncfs": 306, "renameat2": 316, "copy_file_range": 326, "pwritev2": 328, "openat2": 437,
     "fchmodat2": 452,
+    # Those that only look.
+    "stat": 4, "lstat": 6, "access": 21, "readlink": 89, "getdents64": 217, "newfstatat": 262,
+    "readlinkat": 267, "faccessat": 269, "statx": 332, "faccessat2": 439,
 }  # fmt: skip
+_NAMES = {number: name for name, number in NUMBERS.items()}
 _SECCOMP, _SET_FILTER, _NEW_LISTENER, _NO_NEW_PRIVS = 317, 1, 8, 38
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ASK, _ALLOW = 0x7FC00000, 0x7FFF0000
@@ -63,10 +67,25 @@ def _program(name):
     return b"".join(struct.pack("=HBBI", *line) for line in (*head, *rest))
 
 
+def _program_of_any(names):
+    """The filter: ask about calls of some names, all of them."""
+    tests = [(_EQUAL, len(names) - n, 0, NUMBERS[name]) for n, name in enumerate(names)]
+    lines = [(_LOAD, 0, 0, 0), *tests, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ASK)]
+    return b"".join(struct.pack("=HBBI", *line) for line in lines)
+
+
 def ask_before(name, channel):
     """In the child: have the kernel ask at each call of a name; the listener goes to the parent."""
+    _listen(_program(name), channel)
+
+
+def ask_before_any(names, channel):
+    """The same, at all calls of some names."""
+    _listen(_program_of_any(names), channel)
+
+
+def _listen(program, channel):
     libc = ctypes.CDLL(None, use_errno=True)
-    program = _program(name)
     lines = ctypes.create_string_buffer(program, len(program))
     argument = struct.pack("@HP", len(program) // 8, ctypes.addressof(lines))
     libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -79,7 +98,8 @@ def ask_before(name, channel):
 
 def answer(channel, decide):
     """
-    In the parent: let the child's calls go on, but for what ``decide(pid, args)`` says of each.
+    In the parent: let the child's calls go on, but for what ``decide(pid, args, name)`` says of
+    each.
 
     It returns 0 to let it go on, the number of an errno for it to fail with, or None for a child
     that it has killed. Returns when the child is gone.
@@ -95,7 +115,7 @@ def answer(channel, decide):
             try:
                 fcntl.ioctl(fds[0], _RECV, notice)
                 found = struct.unpack(_NOTICE, notice)
-                error = decide(found[1], found[6:])
+                error = decide(found[1], found[6:], _NAMES[found[3]])
                 if error is None:
                     return  # an answer now might still let it go on
                 told = (-error, 0) if error else (0, _CONTINUE)

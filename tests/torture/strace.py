@@ -121,7 +121,7 @@ def interrupt(function, call, error=None):
     left = call.number
     reached = []
 
-    def decide(pid, args):
+    def decide(pid, args, _):
         nonlocal left
         left -= 1
         if left:
