@@ -70,7 +70,7 @@ def problems(ending, intruder):
     message = str(ending.error)
     if not isinstance(ending.error, StoragePoolException):
         found.append(" | ".join(ending.traceback.splitlines()[-9:]))
-    elif not re.search(r"(VM \w|pool \w).*(/|qubes\.xml)|qubes\.xml|storage\.conf", message):
+    elif not re.search(r"VM \w|pool \w|qubes\.xml|storage\.conf", message):
         found.append(f"names no pool, VM or path: {message}")
     elif not CURE.search(message) or "/proc/self" in message:
         found.append(f"names no cure: {message}")
@@ -78,20 +78,20 @@ def problems(ending, intruder):
 
 
 def plants(world, operation, everything, counter):
-    """``(path, kind)`` of all that can be planted, or of every 61st."""
+    """``(path, kind)`` of all that can be planted, or of every 29th."""
     for path in used(world, operation):
         for kind in KINDS:
             if path == f"{LIB}/qubes.xml" and kind == "hard link":
                 continue  # the registry is read whatever else it is called
-            if everything or not next(counter) % 61:
+            if everything or not next(counter) % 29:
                 yield path, kind
 
 
-def test_nothing_outside_is_touched(world, intruder, everything):
+def test_nothing_outside_is_touched(world, intruder, everything, figures):
     done = refused = 0
     wrong = []
     counter = itertools.count()
-    for operation in of_driver(world.driver):
+    for operation in of_driver(world.driver)[:: 1 if everything else 12]:
         for path, kind in plants(world, operation, everything, counter):
             world.restore()
             if not intruder.plant(path, kind):
@@ -100,6 +100,7 @@ def test_nothing_outside_is_touched(world, intruder, everything):
             found = problems(ending, intruder)
             wrong += [f"{operation}, {kind} at {path}: {problem}" for problem in found]
             done, refused = done + (ending.error is None), refused + (ending.error is not None)
+    figures[f"things planted, {world.driver}"] += done + refused
     assert not wrong, "\n".join(wrong)
     assert done
     assert refused

@@ -60,17 +60,12 @@ def swap_at(number, kind, around, operation, intruder):
     return ending, swapped
 
 
-def test_nothing_outside_is_touched(world, intruder, everything):
+def test_nothing_outside_is_touched(world, intruder, everything, figures):
     swaps = 0
     wrong = []
-    turn = itertools.count()
-    for operation in of_driver(world.driver):
-        for kind, around in SWAPS:
-            for number in itertools.count(1):
-                if not everything and next(turn) % 331:
-                    if number > 150:
-                        break
-                    continue
+    for turn, operation in enumerate(of_driver(world.driver)[:: 1 if everything else 4]):
+        for kind, around in SWAPS if everything else SWAPS[turn % len(SWAPS) :][:1]:
+            for number in itertools.count(1, 1 if everything else 23):
                 world.restore()
                 ending, swapped = swap_at(number, kind, around, operation, intruder)
                 if not swapped:
@@ -78,5 +73,6 @@ def test_nothing_outside_is_touched(world, intruder, everything):
                 swaps += 1
                 what = f"{operation}: {kind} before {swapped[0]}"
                 wrong += [f"{what}: {problem}" for problem in problems(ending, intruder)]
+    figures[f"things swapped between two calls, {world.driver}"] += swaps
     assert not wrong, "\n".join(wrong)
     assert swaps
