@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import shutil
 import socket
 import stat
 
@@ -87,6 +88,19 @@ class Intruder:
         if ctypes.CDLL(None, use_errno=True).renameat2(-100, texts[0], -100, texts[1], flags):
             raise OSError(ctypes.get_errno(), f"{path}: cannot be swapped for a {kind}")
         return True
+
+    def put_back(self, path):
+        """Exchange what was taken away for what is in its place, and delete that."""
+        there = self.real(path)
+        kept = there.parent / "it~"
+        if os.path.lexists(kept):
+            os.rename(there, f"{there}~")
+            os.rename(kept, there)
+            there = there.parent / f"{there.name}~"
+        if there.is_dir() and not there.is_symlink():
+            shutil.rmtree(there)
+        else:
+            there.unlink()
 
     def plant(self, path, kind):
         """Put something in a place, and what was there beside it; whether it could be."""

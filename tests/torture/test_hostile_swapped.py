@@ -7,14 +7,19 @@ rename; that is exchanged for a link, another file's second name, a directory or
 directory around it for a link, and the operation goes on.
 """
 
+import contextlib
 import itertools
 import os
+import random
+import signal
+import time
 
 import pytest
 
+from tests.r32.machine import LIB
 from tests.torture.operations import of_driver
 from tests.torture.planting import POOLS, Intruder
-from tests.torture.test_hostile_planted import problems
+from tests.torture.test_hostile_planted import attempt, problems
 from tests.torture.watching import NAMED, paths, watch
 
 pytestmark = pytest.mark.usefixtures("tracing")
@@ -76,3 +81,41 @@ def test_nothing_outside_is_touched(world, intruder, everything, figures):
     figures[f"things swapped between two calls, {world.driver}"] += swaps
     assert not wrong, "\n".join(wrong)
     assert swaps
+
+
+def meddle(intruder, seed):
+    """Exchange things and put them back, for as long as the process lives."""
+    choose = random.Random(seed)
+    places = [f"/mnt/ssd/ssd/appvms/{name}" for name in ("work", "new", ".new.creating")]
+    places += [f"{places[0]}/{name}" for name in ("private.img", "root.img", ".private.img.new")]
+    places += ["/mnt/ssd/ssd/appvms", "/mnt/ssd/near/appvms/work", f"{LIB}/appvms/new"]
+    while True:
+        path, (kind, _) = choose.choice(places), choose.choice(SWAPS)
+        with contextlib.suppress(OSError):
+            if intruder.can(path) and intruder.swap(path, kind):
+                time.sleep(choose.random() / 500)
+                intruder.put_back(path)
+
+
+def test_a_race_is_not_won(world, intruder, everything, figures):
+    wrong = []
+    runs = 0
+    operations = [each for each in of_driver(world.driver) if {"work", "new"} & {*each.vms, "new"}]
+    for seed in range(40 if everything else 1):
+        for operation in operations[:: 1 if everything else 6]:
+            world.restore()
+            attacker = os.fork()
+            if not attacker:
+                try:
+                    meddle(intruder, f"{operation} {seed}")
+                finally:
+                    os._exit(1)
+            try:
+                ending = attempt(world, operation)
+            finally:
+                os.kill(attacker, signal.SIGKILL)
+                os.waitpid(attacker, 0)
+            runs += 1
+            wrong += [f"{operation}, {seed}: {each}" for each in problems(ending, intruder)]
+    figures[f"operations raced, {world.driver}"] += runs
+    assert not wrong, "\n".join(wrong)
