@@ -167,15 +167,16 @@ def _finish(root, fd, name, place):
     trees.remove_tree(fd, creating(name))
 
 
-def _remove_outside(device, inode, path):
+def _remove_outside(changed, inode, path):
     """Delete a file of the caller's if it is still the one that became an image."""
     parent, name = os.path.split(path)
     with contextlib.suppress(FileNotFoundError):
-        fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with files.closing(fd):
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if (str(found.st_dev), str(found.st_ino)) == (device, inode):
+            found = files.exists(fd, name)
+            if found and (str(found.st_mtime_ns), str(found.st_ino)) == (changed, inode):
                 os.unlink(name, dir_fd=fd)
+            os.fsync(fd)  # gone from the disk before the marker goes
 
 
 def check_vacant(pool, vm):
@@ -323,7 +324,7 @@ def _take_in(pool, wanted, fd, marker):
     """
     path = wanted.source.path
     with image.pinned(path, anywhere=True) as (pin, found):
-        text = f"{found.st_dev}:{found.st_ino}:{path}"
+        text = f"{found.st_mtime_ns}:{found.st_ino}:{path}"
         os.symlink(text, markers.OUTSIDE, dir_fd=marker)
         whole = found.st_nlink == 1 and found.st_size >= wanted.size
         if whole and files.is_roots(found) and transfer.link(pin, wanted.filename, fd):

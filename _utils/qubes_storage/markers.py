@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from qubes_storage import files, image, trees
 
 FROM = "from"
-OUTSIDE = "outside"  # in the same place: ``DEVICE:INODE:PATH`` of a file of the caller's that goes
+# In the same place: ``TIME:INODE:PATH`` of a file of the caller's that goes, TIME when it was last
+# changed (ns); the number of its device may be another after a restart.
+OUTSIDE = "outside"
 
 
 def creating(name):
