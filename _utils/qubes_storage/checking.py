@@ -246,6 +246,7 @@ def _set_aside(fd, name):
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{name}.old", dir_fd=fd)
     os.rename(beside, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
+    os.fsync(fd)  # before a new one takes its name
 
 
 def _wrong_image(path, there):
