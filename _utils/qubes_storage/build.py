@@ -238,7 +238,8 @@ def built(plan):
                 ) from err
             raise
         try:
-            _finish(pool.root, fd, name, pool.vmdir(vm))
+            if registry.is_synced(pool.root):  # else the next run does that
+                _finish(pool.root, fd, name, pool.vmdir(vm))
         except OSError as err:
             raise StoragePoolException(
                 f"VM {vm.name}: is in {pool.vmdir(vm)}, but what it came from could not be taken"
@@ -381,7 +382,7 @@ def removed(pool, vm):
                 os.rename(removing(vm.dirname), vm.dirname, src_dir_fd=fd, dst_dir_fd=fd)
             raise
         try:
-            if there:
+            if there and registry.is_synced(pool.root):  # else the next run does that
                 files.remove(fd, removing(vm.dirname))
                 os.fsync(fd)
         except OSError as err:

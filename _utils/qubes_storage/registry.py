@@ -61,6 +61,7 @@ class _Lock:
         self.fd = None
         self.dir_fd = None
         self.name = None
+        self.unsynced = None  # why what was saved last may not be on the disk
 
 
 def _held(root):
@@ -182,12 +183,12 @@ def save(root, registry):
         fcntl.lockf(fd, fcntl.LOCK_EX)
         return True
 
-    unsynced = None
+    held.unsynced = None
     with held.handles:
         try:
             fd = files.replace(held.dir_fd, held.name, data, files.FILE_MODE, take_over)
         except files.Unsynced as err:
-            fd, unsynced = err.fd, err
+            fd, held.unsynced = err.fd, err
         except OSError as err:
             raise StoragePoolException(
                 f"{PATH}: cannot be saved: {err.strerror}; it is as it was: mend it and try again"
@@ -195,10 +196,17 @@ def save(root, registry):
         os.close(held.fd)
         held.fd = fd
         _cache[root] = (files.stamp_of(os.fstat(fd)), registry)
-    if unsynced:
-        raise unsynced
+    if held.unsynced:
+        raise held.unsynced
 
 
 def sync(root):
     """Have what qubes.xml says be what the disk says, too; the lock is held."""
-    os.fsync(_held(root).dir_fd)
+    held = _held(root)
+    os.fsync(held.dir_fd)
+    held.unsynced = None
+
+
+def is_synced(root):
+    """Whether what was saved last is on the disk, so that what it no longer names may go."""
+    return _held(root).unsynced is None

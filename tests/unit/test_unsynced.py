@@ -1,0 +1,62 @@
+"""Where the disk does not take the registry, nothing goes that the old one names."""
+
+import errno
+import os
+
+import pytest
+from qubes_storage.exc import StoragePoolException
+
+from tests.r32.machine import LIB
+
+CONF = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
+OLD = f"{LIB}/appvms/work"
+
+
+@pytest.fixture
+def machine(scratch):
+    made = scratch(CONF)
+    made.add_pools()
+    made.connect().create_vm("work", klass="StandaloneVM")
+    made.path(f"{OLD}/private.img").write_bytes(b"data".ljust(512))
+    return made
+
+
+@pytest.fixture
+def failing(machine, monkeypatch):
+    """The sync of the registry's directory fails."""
+    sync = os.fsync
+
+    def fail(fd):
+        if os.readlink(f"/proc/self/fd/{fd}") == str(machine.path(LIB)):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        yield patched
+
+
+def test_a_vm_that_moved_is_left_in_both_places_until_the_registry_is_on_the_disk(machine, failing):
+    system, new = machine.connect(), machine.path("/mnt/foo/appvms/work/private.img")
+    with pytest.raises(StoragePoolException, match="it is done, but .*qubes.xml may not be on"):
+        system.migrate_vm("work", "foo")
+    assert machine.path(f"{OLD}/private.img").read_bytes() == new.read_bytes()
+    with pytest.raises(StoragePoolException, match="cannot be mended: Input/output error"):
+        system.set_vm("work")
+    assert machine.path(OLD).exists()
+    failing.undo()
+    assert "unfinished" in system.set_vm("work")
+    assert not machine.path(OLD).exists()
+    assert new.read_bytes().startswith(b"data")
+    assert system.vm_diff("work", pool="foo") == {}
+
+
+def test_a_vm_that_is_removed_is_deleted_once_the_registry_is_on_the_disk(machine, failing):
+    system, left = machine.connect(), machine.path(f"{LIB}/appvms/.work.removing/private.img")
+    with pytest.raises(StoragePoolException, match="it is done, but .*qubes.xml may not be on"):
+        system.remove_vm("work", purge=True)
+    assert left.read_bytes().startswith(b"data")
+    failing.undo()
+    assert "unfinished" in system.remove_vm("work", purge=True)
+    assert not left.parent.exists()
+    assert system.remove_vm("work", purge=True) == {}
