@@ -59,7 +59,7 @@ def present(name, driver=None, options=None, require_mount=None, min_free=None, 
             return {**ret, "changes": changes, "result": None, "comment": comment}
         changes = __salt__[f"qubes_pool.{verb}"](name, **declared)
     except (CommandExecutionError, SaltInvocationError) as err:
-        return _not_done({**ret, "changes": _made(changes, name, **declared)}, err)
+        return _not_done({**ret, "changes": _made(err, changes, name, **declared)}, err)
     return {**ret, "changes": changes, "comment": f"Pool {name} was {done}{notes}"}
 
 
@@ -86,7 +86,7 @@ def absent(name, purge=False):
             return {**ret, "changes": changes, "result": None, "comment": comment}
         changes = __salt__["qubes_pool.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
-        made = _made(changes, name, absent=True, purge=purge)
+        made = _made(err, changes, name, absent=True, purge=purge)
         return {**ret, "changes": made, "result": False, "comment": str(err)}
     return {**ret, "changes": changes, "comment": f"Pool {name} was removed"}
 
@@ -130,8 +130,10 @@ def default(
     return {**ret, "changes": changes, "comment": "Default pools were set"}
 
 
-def _made(changes, name, **asked):
+def _made(err, changes, name, **asked):
     """Of the changes that were to be made, those that an error did not prevent."""
+    if getattr(err.__cause__, "untouched", False):
+        return {}
     try:
         left = __salt__["qubes_pool.diff"](name, **asked) if changes else {}
     except (CommandExecutionError, SaltInvocationError):

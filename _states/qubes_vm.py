@@ -84,7 +84,7 @@ def present(
         waits = _waits_for(name, err)
         if waits:
             return {**ret, "result": None, "comment": f"VM {name} waits for {waits}"}
-        made = _made(changes, name, declared)
+        made = _made(err, changes, name, declared)
         return {**ret, "changes": made, "result": False, "comment": str(err)}
     return {**ret, "changes": changes, "comment": f"VM {name} was {done}"}
 
@@ -113,7 +113,7 @@ def absent(name, purge=False):
             return {**ret, "changes": changes, "result": None, "comment": comment}
         changes = __salt__["qubes_vm.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
-        made = _made(changes, name, {"absent": True, "purge": purge})
+        made = _made(err, changes, name, {"absent": True, "purge": purge})
         return {**ret, "changes": made, "result": False, "comment": str(err)}
     return {**ret, "changes": changes, "comment": f"VM {name} was removed"}
 
@@ -144,9 +144,9 @@ def _is_declared(name, kind, needed, lowstate):
     return False
 
 
-def _made(changes, name, declared):
+def _made(err, changes, name, declared):
     """Of the changes that were to be made, those that an error did not prevent."""
-    if not changes:
+    if not changes or getattr(err.__cause__, "untouched", False):
         return {}
     try:
         left = __salt__["qubes_vm.diff"](name, **declared)

@@ -19,6 +19,12 @@ class OutOfStep(StoragePoolException):
     """Disk and registry do not agree: something is gone, or is there and known to nobody."""
 
 
+class AlreadyThere(StoragePoolException):
+    """What was to be made is there: another was first, and nothing was done."""
+
+    untouched = True
+
+
 class InvalidInput(StoragePoolException, ValueError):
     """It was asked for wrongly: a name, an option, a size or a combination that cannot be."""
 

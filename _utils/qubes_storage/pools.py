@@ -5,7 +5,7 @@ import os
 from qubes_storage import files, guards
 from qubes_storage.conf import Conf
 from qubes_storage.declared import Declared, foreign
-from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.exc import AlreadyThere, InvalidInput, StoragePoolException
 from qubes_storage.finding import describe_drivers
 from qubes_storage.looking import looking
 from qubes_storage.placing import Placing, pool_of
@@ -246,9 +246,7 @@ class Pools(Placing):
     def _check_exists(self, name, exists):
         there = name in self.sections()
         if there and not exists:
-            raise StoragePoolException(
-                f"pool {name}: is in {CONF} already; change it with qubes_pool.set"
-            )
+            raise AlreadyThere(f"pool {name}: is in {CONF} already; change it with qubes_pool.set")
         if exists and not there:
             raise StoragePoolException(
                 f"pool {name}: is not in {CONF}; add it with qubes_pool.add",

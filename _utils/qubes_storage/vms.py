@@ -7,7 +7,7 @@ import stat
 from qubes_storage import build, files, guards, image
 from qubes_storage.cloning import Cloning
 from qubes_storage.comparing import Comparing
-from qubes_storage.exc import NotSupported, StoragePoolException
+from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.planning import Planning, check_volumes
 from qubes_storage.pool import Pool
@@ -144,9 +144,7 @@ class VMs(Planning, Comparing, Cloning):
 
     def _check_new(self, name):
         if self.find_vm(name) is not None:
-            raise StoragePoolException(
-                f"VM {name}: is in qubes.xml already; change it with qubes_vm.set"
-            )
+            raise AlreadyThere(f"VM {name}: is in qubes.xml already; change it with qubes_vm.set")
 
     def set_vm(self, name, *, keep=False, **declared):
         """

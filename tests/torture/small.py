@@ -58,6 +58,12 @@ class OneDisk(world.World):
             pytest.skip(f"{self.kind} cannot be mounted here")
         self._mounted.append(self.disk)
 
+    def close(self):
+        """Unmount it, whoever has something open there, and delete it."""
+        for place in self._mounted:
+            subprocess.run(["umount", "-l", place], check=True)
+        shutil.rmtree(self.place)
+
     def save(self):
         world.empty(self._kept)
         world._copy_into(self._live, self._kept)

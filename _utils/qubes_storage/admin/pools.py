@@ -5,7 +5,7 @@ import os
 from qubes_storage.admin.pool_plan import PLACE, SETTABLE, SUBDIRS, TYPES, AdminPoolPlan
 from qubes_storage.adminapi import check_pool_name, fresh_if_refused
 from qubes_storage.declared import Declared
-from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.exc import AlreadyThere, InvalidInput, StoragePoolException
 from qubes_storage.values import normalise, shown
 
 DEFAULTS = tuple(f"default_pool{end}" for end in ("", "_root", "_private", "_volatile", "_kernel"))
@@ -26,9 +26,7 @@ class AdminPools(AdminPoolPlan):
         declared = Declared(name, driver, options, require_mount, min_free, config)
         self.refresh()
         if self.pool_config(check_pool_name(name)) is not None:
-            raise StoragePoolException(
-                f"pool {name}: is there already; change it with qubes_pool.set"
-            )
+            raise AlreadyThere(f"pool {name}: is there already; change it with qubes_pool.set")
         changes = self._pool_diff(name, declared)
         before = self.guards(name)
         self.save_guards(name, {**dict.fromkeys(before), **declared.guards})
@@ -45,7 +43,7 @@ class AdminPools(AdminPoolPlan):
             )
         self._check_pool(name, declared, answer)
         if answer.kind == "exception":
-            raise StoragePoolException(f"pool {name}: is there already; someone else added it")
+            raise AlreadyThere(f"pool {name}: is there already; someone else added it")
         return changes
 
     @staticmethod

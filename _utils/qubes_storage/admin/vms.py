@@ -4,7 +4,7 @@ from qubes_storage.admin.reading import vanished
 from qubes_storage.admin.vm_plan import AdminVMPlan
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.adminapi import fresh_if_refused, lines
-from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.exc import AlreadyThere, InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name, format_size, parse_size, shown
 
 
@@ -69,7 +69,7 @@ class AdminVMs(AdminVMPlan):
         """
         self.refresh()
         if check_vm_name(name) in self.listed():
-            raise StoragePoolException(f"VM {name}: is there already; change it with qubes_vm.set")
+            raise AlreadyThere(f"VM {name}: is there already; change it with qubes_vm.set")
         plan = self.vm_plan(name, **declared)
         if "created" not in plan.changes:
             return self.set_vm(name, **declared)
