@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 
-from qubes_storage import files
+from qubes_storage import files, replacing
 from qubes_storage.conf import Conf
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.values import format_size, parse_size
@@ -96,4 +96,4 @@ def save(root, pool, guards=None):
         if not guards or not conf.pools().get(pool):
             conf.remove(pool)
         if conf.dumps() != data:
-            files.replace(fd, name, conf.dumps())
+            replacing.replace(fd, name, conf.dumps())

@@ -6,7 +6,7 @@ import os
 import struct
 import threading
 
-from qubes_storage import files
+from qubes_storage import files, replacing
 from qubes_storage.collection import MAX_ID, PATH, Entry, Registry, empty, loads, with_dom0
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.opening import open_image
@@ -174,7 +174,7 @@ def save(root, registry):
     """
     Replace qubes.xml under the lock, which goes over to the new file as in R3.2.
 
-    Raises :py:class:`files.Unsynced` once it is replaced but may not be on the disk.
+    Raises :py:class:`replacing.Unsynced` once it is replaced but may not be on the disk.
     """
     held = _locks[(os.getpid(), root)]
     data = registry.dumps()
@@ -186,8 +186,8 @@ def save(root, registry):
     held.unsynced = None
     with held.handles:
         try:
-            fd = files.replace(held.dir_fd, held.name, data, files.FILE_MODE, take_over)
-        except files.Unsynced as err:
+            fd = replacing.replace(held.dir_fd, held.name, data, files.FILE_MODE, take_over)
+        except replacing.Unsynced as err:
             fd, held.unsynced = err.fd, err
         except OSError as err:
             raise StoragePoolException(

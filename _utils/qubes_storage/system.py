@@ -5,7 +5,7 @@ import os
 import stat
 
 import qubes_storage
-from qubes_storage import admin, files, guards, registry
+from qubes_storage import admin, files, guards, registry, replacing
 from qubes_storage.checking import Checking
 from qubes_storage.conf import Conf
 from qubes_storage.disks import Disks
@@ -139,7 +139,7 @@ class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal,
         """A file that is replaced stands, though it may not be on the disk; told in the end."""
         try:
             yield
-        except files.Unsynced as err:
+        except replacing.Unsynced as err:
             self._unsynced.append((path, err))
 
     def edit_conf(self, path, section, options=None):
@@ -154,7 +154,7 @@ class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal,
         if conf.dumps() != (data or b""):
             os.close(files.make_dirs(self.root, os.path.dirname(path)))
             with files.locate(self.root, path) as (fd, name), self._synced(path):
-                files.replace(fd, name, conf.dumps())
+                replacing.replace(fd, name, conf.dumps())
         return fresh
 
     @contextlib.contextmanager
@@ -169,7 +169,7 @@ class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal,
                     if before is None:
                         os.unlink(name, dir_fd=fd)
                     else:
-                        files.replace(fd, name, before)
+                        replacing.replace(fd, name, before)
             raise
 
 

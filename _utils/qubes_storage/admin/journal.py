@@ -6,7 +6,7 @@ import json
 import os
 import re
 
-from qubes_storage import files
+from qubes_storage import files, replacing
 from qubes_storage.exc import StoragePoolException
 
 MOVES = "/var/lib/qubes/storage-moves"
@@ -42,7 +42,7 @@ class Journal:
         """Put a journal on the disk."""
         data = json.dumps({k: v for k, v in journal.items() if k != "path"}, indent=1)
         with files.closing(files.make_dirs(self.root, self.path, 0o700)) as fd:
-            files.replace(fd, f"{name}.json", data.encode(), 0o600)
+            replacing.replace(fd, f"{name}.json", data.encode(), 0o600)
 
     def remove(self, name):
         """Forget a move."""
