@@ -170,13 +170,16 @@ def _finish(root, fd, name, place):
 def _remove_outside(changed, inode, path):
     """Delete a file of the caller's if it is still the one that became an image."""
     parent, name = os.path.split(path)
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        with files.closing(fd):
-            found = files.exists(fd, name)
-            if found and (str(found.st_mtime_ns), str(found.st_ino)) == (changed, inode):
-                os.unlink(name, dir_fd=fd)
-            os.fsync(fd)  # gone from the disk before the marker goes
+    try:
+        # The path had no links in it: one that is there now is of somebody who may write there.
+        fd = files.open_inside("/", "/", *(part for part in parent.split("/") if part))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with files.closing(fd):
+        found = files.exists(fd, name)
+        if found and (str(found.st_mtime_ns), str(found.st_ino)) == (changed, inode):
+            os.unlink(name, dir_fd=fd)
+        os.fsync(fd)  # gone from the disk before the marker goes
 
 
 def check_vacant(pool, vm):

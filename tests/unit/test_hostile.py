@@ -217,6 +217,25 @@ def test_a_file_that_its_owner_could_still_write_is_copied_not_linked(machine):
         system.remove_vm("new", purge=True)
 
 
+def test_an_imported_file_is_not_deleted_through_a_link(machine):
+    """Its directory is swapped for a link to another with a file that looks the same."""
+    place, there = machine.mkdir("/mnt/drop"), machine.mkdir("/mnt/precious/drop")
+    machine.image("/mnt/drop/disk.raw", 1 << 20, "disk")
+    system = machine.connect()
+    save = type(system).save_registry
+
+    def swap_and_save(self, registry):
+        place.rename(f"{place}.away")
+        os.link(f"{place}.away/disk.raw", there / "disk.raw")
+        place.symlink_to(there)
+        save(self, registry)
+
+    system.save_registry = swap_and_save.__get__(system)
+    system.create_vm("new", klass="StandaloneVM", root_move_from=str(place / "disk.raw"))
+    assert place.is_symlink()
+    assert (there / "disk.raw").exists()
+
+
 def test_links_that_are_moved_stay_their_owner_s(machine):
     """One of root's counts where others may write: as a marker, or in place of the registry."""
     link = machine.appvms / "work/link"
