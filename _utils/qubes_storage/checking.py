@@ -242,10 +242,14 @@ def _set_aside(fd, name):
             raise
         os.rename(name, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
         return
-    # A rename onto another name of the same file would do nothing.
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{name}.old", dir_fd=fd)
-    os.rename(beside, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
+    try:
+        # A rename onto another name of the same file would do nothing.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{name}.old", dir_fd=fd)
+        os.rename(beside, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
+    except OSError:
+        os.unlink(beside, dir_fd=fd)
+        raise
     os.fsync(fd)  # before a new one takes its name
 
 

@@ -37,7 +37,7 @@ def tracing():
         pytest.skip(reason)
 
 
-@pytest.fixture(scope="module", params=operations.DRIVERS)
+@pytest.fixture(scope="session", params=operations.DRIVERS)
 def world(request):
     """The machine of the catalogue, for each driver on a filesystem that suits it."""
     made = World(operations.FILESYSTEMS[request.param])
