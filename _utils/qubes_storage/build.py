@@ -128,7 +128,8 @@ def mend(pool, vm, registered):
         except OSError as err:
             place = os.path.dirname(pool.vmdir(vm))
             raise StoragePoolException(
-                f"VM {vm.name}: {place}: what a dead run left cannot be mended: {err.strerror}"
+                f"VM {vm.name}: {place}: what a dead run left cannot be mended: {err.strerror};"
+                " mend the disk and try again"
             ) from err
 
 
@@ -257,8 +258,11 @@ def _is_it(fd, name, inode):
 
 def _take_away(fd, name, marker):
     """Delete a marker that is open, and what is in it, wherever it is now."""
-    for entry in os.listdir(marker) if marker is not None else ():
-        files.remove(marker, entry)
+    if marker is not None:
+        # Opened again, for btrfs lists what was there when a handle was opened.
+        with files.closing(files.open_subdir(marker, ".")) as again:
+            for entry in os.listdir(again):
+                files.remove(again, entry)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.rmdir(name, dir_fd=fd)
 

@@ -204,9 +204,11 @@ def workshop(dir_fd, name):
         try:
             yield fd
         finally:
-            for entry in os.listdir(fd):
-                remove(fd, entry)
-            clear(dir_fd, name)
+            with contextlib.suppress(OSError):  # what cannot go now goes with the next run
+                with closing(open_subdir(fd, ".")) as again:  # as btrfs lists it now
+                    for entry in os.listdir(again):
+                        remove(again, entry)
+                clear(dir_fd, name)
             os.fsync(dir_fd)
 
 

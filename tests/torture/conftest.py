@@ -38,7 +38,7 @@ def tracing():
 
 
 @pytest.fixture(scope="session", params=operations.DRIVERS)
-def world(request):
+def built(request):
     """The machine of the catalogue, for each driver on a filesystem that suits it."""
     made = World(operations.FILESYSTEMS[request.param])
     try:
@@ -46,3 +46,10 @@ def world(request):
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def world(built):
+    """The same, as it was built."""
+    built.restore()
+    return built
