@@ -167,21 +167,6 @@ def test_a_foreign_directory_put_there_after_the_death_is_never_deleted(scratch,
     assert taken > 10
 
 
-def test_a_label_change_that_died_anywhere_is_finished_by_the_next(scratch):
-    for number in steps():
-        machine = scratch()
-        machine.connect().create_vm("work", **DECLARED)
-        through = kill_at(number, lambda: machine.connect().set_vm("work", label="blue"))  # noqa: B023
-        system = machine.connect()
-        if system.vm_diff("work", label="blue"):
-            system.set_vm("work", label="blue")
-        assert system.list_vms()["work"]["label"] == "blue"
-        assert system.vm_diff("work", label="blue") == {}
-        assert [n for n in os.listdir(machine.path(LIB)) if n.startswith(".")] == []
-        if through:
-            break
-
-
 def test_a_body_that_fails_leaves_nothing_and_keeps_what_is_removed(scratch):
     machine = scratch()
     system = machine.connect()

@@ -6,7 +6,6 @@ import pytest
 from qubes_storage.exc import InvalidInput, StoragePoolException
 
 from tests.r32.machine import GIB, KERNEL, LIB
-from tests.unit.test_build import kill_at, steps
 
 TEMPLATE = f"{LIB}/vm-templates/fedora-23"
 VMDIR = f"{LIB}/appvms/work"
@@ -102,22 +101,6 @@ def test_commit_sets_the_changes_aside_and_begins_anew(machine):
         system.commit_vm("work")
 
 
-def test_a_commit_that_died_anywhere_is_finished_by_the_next(scratch):
-    for number in steps(2):
-        machine = scratch()
-        machine.image(f"{TEMPLATE}/root-cow.img", 10 * GIB, "changes")
-        through = kill_at(number, lambda: machine.connect().commit_vm("fedora-23"))  # noqa: B023
-        tree = machine.tree()
-        heads = {tree.get(f"{TEMPLATE}/root-cow.img{end}", {}).get("head") for end in ("", ".old")}
-        assert "changes" in heads  # nothing is lost
-        assert f"{TEMPLATE}/root-cow.img" in tree
-        machine.connect().commit_vm("fedora-23")
-        assert machine.connect().verify_vm("fedora-23") == []
-        assert not [n for n in os.listdir(machine.path(TEMPLATE)) if n.startswith(".")]
-        if through:
-            break
-
-
 def test_reset_makes_volatile_anew_where_it_holds_nothing_of_worth(machine):
     system = machine.connect()
     size = 10 * GIB + 3 * GIB // 2
@@ -129,15 +112,3 @@ def test_reset_makes_volatile_anew_where_it_holds_nothing_of_worth(machine):
     assert stat_of(machine, f"{TEMPLATE}/volatile.img").st_size == GIB
     with pytest.raises(InvalidInput, match="dom0"):
         system.reset_vm("dom0")
-
-
-def test_a_reset_that_died_anywhere_is_finished_by_the_next(scratch):
-    for number in steps(3):
-        machine = scratch()
-        machine.connect().create_vm("work")
-        through = kill_at(number, lambda: machine.connect().reset_vm("work"))  # noqa: B023
-        assert machine.path(f"{VMDIR}/volatile.img").exists()
-        machine.connect().reset_vm("work")
-        assert machine.connect().verify_vm("work") == []
-        if through:
-            break

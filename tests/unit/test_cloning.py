@@ -124,23 +124,6 @@ def test_what_cannot_be_cloned_is_refused_and_nothing_changes(machine):
     assert error.value.waits_for == [("VM", "nope"), ("pool", "none-such")]
 
 
-def test_a_clone_that_died_anywhere_is_mended_by_the_next(scratch):
-    for number in steps(4):
-        machine = scratch()
-        system = machine.connect()
-        system.create_vm("alone", klass="StandaloneVM", template="fedora-23")
-        through = kill_at(number, lambda: machine.connect().clone_vm("alone", "play"))  # noqa: B023
-        if "play" in system.list_vms():
-            if system.vm_diff("play"):
-                system.set_vm("play")
-        else:
-            system.clone_vm("alone", "play")
-        assert sorted(os.listdir(machine.path(f"{LIB}/appvms"))) == ["alone", "play"]
-        assert system.verify_vm("play") == system.verify_vm("alone") == []
-        if through:
-            break
-
-
 @pytest.fixture
 def disk(tmp_path):
     """A file of the caller's, a root image."""

@@ -11,7 +11,6 @@ from qubes_storage import files, image
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 
 from tests.r32.machine import LIB
-from tests.unit.test_build import kill_at
 from tests.unit.test_image import mount
 
 MIB = 1024**2
@@ -123,22 +122,6 @@ def test_a_template_commits_and_reverts_its_root_with_a_new_cow(disk):
         system.revert("fedora-24", "volatile")
 
 
-def test_a_revert_that_died_anywhere_leaves_the_image_as_it_was_or_is_to_be(disk):
-    machine = disk("xfs")
-    system = pool_with_vm(machine, revisions_to_keep="50")
-    write(machine, IMG, "old")
-    system.reset_vm("work")
-    for number in range(1, 400, 23):
-        write(machine, IMG, "new")
-        through = kill_at(number, lambda: machine.connect().revert("work", "private", 1))
-        assert read(machine, IMG) in ("new", "old")
-        if through:
-            break
-    assert through
-    assert read(machine, IMG) == "old"
-    assert machine.connect().verify_vm("work") == []
-
-
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs", "xfs", "btrfs"])
 def test_sharing_is_tried_out_and_nothing_is_left(disk, kind):
     machine = disk(kind)
@@ -216,17 +199,3 @@ def test_btrfs_refuses_another_filesystem(disk):
     for verb in (machine.connect().pool_diff, machine.connect().add_pool):
         with pytest.raises(StoragePoolException, match="lies on xfs, not on btrfs; mount btrfs"):
             verb("ssd", driver="btrfs", dir_path="/mnt/ssd/qubes")
-
-
-def test_a_clone_into_btrfs_that_died_anywhere_is_mended(disk):
-    machine = disk("btrfs")
-    system = pool_with_vm(machine, "btrfs")
-    for number in range(1, 900, 41):
-        through = kill_at(number, lambda: machine.connect().clone_vm("work", "play", "ssd"))
-        machine.connect().remove_vm("play", purge=True)
-        assert subvolumes(machine) == ["work"]
-        assert os.listdir(machine.path("/mnt/ssd/qubes/appvms")) == ["work"]
-        if through:
-            break
-    assert through
-    assert system.verify_vm("work") == []
