@@ -135,8 +135,9 @@ def mend(pool, vm, registered):
 
 def _mend(pool, vm, registered, fd):
     name, place = vm.dirname, pool.vmdir(vm)
-    if any(files.exists(fd, mark(name)) for mark in (creating, moving, removing)):
-        registry.sync(pool.root)  # the dead run may not have come to that
+    if not any(files.exists(fd, mark(name)) for mark in (creating, moving, removing)):
+        return
+    registry.sync(pool.root)  # the dead run may not have come to that
     if files.exists(fd, creating(name)):
         if registered:
             _finish(pool.root, fd, name, place)

@@ -148,6 +148,7 @@ class Moving:
             inode = image.identity(fd, vm.dirname)
             plan.origin = markers.Origin(source.vmdir(vm), inode, keep, place)
             mark = markers.moving(vm.dirname)
+            build.mend(target, moved, False)  # first: it takes away the mark of a dead run's move
             os.symlink(place, mark, dir_fd=fd)
             try:
                 os.fsync(fd)

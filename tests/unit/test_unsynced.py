@@ -1,9 +1,10 @@
-"""Where the disk does not take the registry, nothing goes that the old one names."""
+"""What the disk did not take: nothing goes that is still named; what is half there is mended."""
 
 import errno
 import os
 
 import pytest
+from qubes_storage import image, markers
 from qubes_storage.exc import StoragePoolException
 
 from tests.r32.machine import LIB
@@ -60,3 +61,17 @@ def test_a_vm_that_is_removed_is_deleted_once_the_registry_is_on_the_disk(machin
     assert "unfinished" in system.remove_vm("work", purge=True)
     assert not left.parent.exists()
     assert system.remove_vm("work", purge=True) == {}
+
+
+def test_a_move_is_made_again_where_only_the_marker_at_its_new_place_is_left(machine):
+    marker = machine.path(f"{LIB}/appvms/.job.creating")
+    marker.mkdir(0o700)
+    fd = os.open(marker.parent, os.O_RDONLY)
+    inode = image.identity(fd, "work")
+    os.close(fd)
+    fd = os.open(marker, os.O_RDONLY)
+    markers.Origin(OLD, inode, False, f"{LIB}/appvms/job").write(fd)
+    os.close(fd)
+    machine.connect().rename_vm("work", "job")
+    assert os.listdir(marker.parent) == ["job"]
+    assert machine.path(f"{LIB}/appvms/job/private.img").read_bytes().startswith(b"data")
