@@ -1,11 +1,13 @@
 """What the torture tests share: how far to go."""
 
 import collections
+import contextlib
 import os
 
 import pytest
 
 from tests.torture import operations, strace
+from tests.torture.planting import share
 from tests.torture.world import World
 
 
@@ -37,15 +39,21 @@ def tracing():
         pytest.skip(reason)
 
 
-@pytest.fixture(scope="session", params=operations.DRIVERS)
-def built(request):
-    """The machine of the catalogue, for each driver on a filesystem that suits it."""
-    made = World(operations.FILESYSTEMS[request.param])
+@contextlib.contextmanager
+def _built(driver):
+    made = World(operations.FILESYSTEMS[driver])
     try:
-        operations.build(made, request.param)
+        operations.build(made, driver)
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session", params=operations.DRIVERS)
+def built(request):
+    """The machine of the catalogue, for each driver on a filesystem that suits it."""
+    with _built(request.param) as made:
+        yield made
 
 
 @pytest.fixture
@@ -53,3 +61,11 @@ def world(built):
     """The same, as it was built."""
     built.restore()
     return built
+
+
+@pytest.fixture(scope="module", params=operations.DRIVERS)
+def shared_world(request):
+    """Such a machine of a module's own, its pools open to whom they should not be."""
+    with _built(request.param) as made:
+        share(made)
+        yield made

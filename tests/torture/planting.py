@@ -41,7 +41,6 @@ class Intruder:
     """
 
     def __init__(self, world):
-        share(world)
         self.world = world
         self.disk = world.place / "disk"
         self.far = Canary(world.place / "canary")

@@ -24,6 +24,11 @@ CURE = re.compile(r"; |: .*: .*|qubes_\w+\.\w+")
 
 
 @pytest.fixture(scope="module")
+def world(shared_world):
+    return shared_world
+
+
+@pytest.fixture(scope="module")
 def intruder(world):
     return Intruder(world)
 

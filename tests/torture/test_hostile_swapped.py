@@ -31,6 +31,11 @@ SWAPS = (
 
 
 @pytest.fixture(scope="module")
+def world(shared_world):
+    return shared_world
+
+
+@pytest.fixture(scope="module")
 def intruder(world):
     return Intruder(world)
 

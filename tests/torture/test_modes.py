@@ -15,7 +15,7 @@ import pytest
 from tests.r32.machine import GID
 from tests.torture import strace
 from tests.torture.operations import of_driver
-from tests.torture.planting import POOLS, share
+from tests.torture.planting import POOLS
 from tests.torture.watching import CHANGING, watch
 
 pytestmark = pytest.mark.usefixtures("tracing")
@@ -23,9 +23,9 @@ DIR_MODE, FILE_MODE = 0o2770, 0o660
 MAKES = {"mkdir": 1, "mkdirat": 2, "mknod": 1, "mknodat": 2, "open": 2, "openat": 3, "creat": 1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared(world):
-    share(world)
+@pytest.fixture(scope="module")
+def world(shared_world):
+    return shared_world
 
 
 def below(place, open_to=stat.S_IRWXO):
