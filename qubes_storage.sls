@@ -9,6 +9,8 @@ and its template, and what is absent goes last, VMs before templates before pool
 #}
 {%- set vm_keys = ["klass", "template", "label", "pool", "volumes", "clone_from", "root_copy_from",
                    "root_move_from", "migrate", "create_only"] %}
+{%- set default_keys = ["default_pool", "default_pool_root", "default_pool_private",
+                        "default_pool_volatile", "default_pool_kernel"] %}
 {%- set layout = pillar.get("qubes_storage") or {} %}
 {%- set present = {} %}
 {%- set gone = {"vms": {}, "templates": {}, "pools": {}} %}
@@ -24,10 +26,19 @@ and its template, and what is absent goes last, VMs before templates before pool
   {%- elif part is not none and part is not mapping %}
     {%- do wrong.append("pillar qubes_storage:" ~ key ~ " is " ~ part ~ ", not a map by name") %}
   {%- elif key == "default_pools" %}
-    {%- do parts.default_pools.update(part or {}) %}
+    {%- set unknown = (part or {}).keys() | reject("in", default_keys) | map("string") | sort %}
+    {%- if unknown %}
+      {%- do wrong.append("pillar qubes_storage:default_pools has " ~ unknown | join(", ")
+                          ~ "; it takes " ~ default_keys | join(", ")) %}
+    {%- else %}
+      {%- do parts.default_pools.update(part or {}) %}
+    {%- endif %}
   {%- else %}
     {%- for name, config in (part or {}).items() %}
-      {%- if config is none or config is mapping %}
+      {%- if config is mapping and config.get("absent") not in [none, true, false] %}
+        {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ ":absent is "
+                            ~ config.absent ~ ", neither true nor false") %}
+      {%- elif config is none or config is mapping %}
         {#- Salt takes the ID for a name that is no text; as text, the modules refuse it. #}
         {%- do parts[key].update({name | string: config or {}}) %}
       {%- else %}
@@ -55,7 +66,7 @@ and its template, and what is absent goes last, VMs before templates before pool
 {%- if parts.default_pools %}
   {%- set require = [] %}
   {%- for pool in parts.default_pools.values()
-        if pool in parts.pools and not parts.pools[pool].get("absent") %}
+        if pool is string and pool in parts.pools and not parts.pools[pool].get("absent") %}
     {%- do require.append("pool " ~ pool) %}
   {%- endfor %}
   {%- set arguments = [{"require": require | unique | list}] %}

@@ -15,7 +15,7 @@ A pool is a section of ``/etc/qubes/storage.conf`` (R3.2). ``qvm-pool`` is an al
 import contextlib
 
 import qubes_storage
-from qubes_storage import system
+from qubes_storage import system, values
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 from salt.utils.args import clean_kwargs
 
@@ -134,7 +134,7 @@ def diff(
         qubesctl qubes_pool.diff ssd dir_path=/mnt/ssd/qubes
     """
     with _errors():
-        if absent:
+        if values.to_flag(absent, f"pool {name}: absent"):
             return _system().pool_remove_diff(name, purge)
         return _system().pool_diff(
             name, driver, options, require_mount, min_free, **clean_kwargs(**config)

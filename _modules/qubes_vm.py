@@ -7,7 +7,7 @@ Settings are those of :py:mod:`qubes_pool <qubes_pool>`.
 import contextlib
 
 import qubes_storage
-from qubes_storage import system
+from qubes_storage import system, values
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "qubes_vm"
@@ -113,7 +113,7 @@ def diff(
         qubesctl qubes_vm.diff work template=fedora-23 label=green pool=ssd
     """
     with _errors():
-        if absent:
+        if values.to_flag(absent, f"VM {name}: absent"):
             return _system().vm_remove_diff(name, purge)
         return _system().vm_diff(
             name,

@@ -143,7 +143,13 @@ def properties(content, what):
     """
     found = {}
     for line in lines(content, what):
-        name, default, kind, value = (*line.split(" ", 3), "")[:4]
+        fields = line.split(" ", 3)
+        if len(fields) < 3:
+            raise StoragePoolException(
+                f"{what}: qubesd's answer has a line that is no property ({line[:60]!r}); see"
+                " journalctl -u qubesd, and run again"
+            )
+        name, default, kind, value = (*fields, "")[:4]
         value = re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], value)
         found[name] = Property(value, kind.partition("=")[2], default == "default=True")
     return found

@@ -6,6 +6,7 @@ that is none; and 130 for Ctrl-C, after which nothing is half-done.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -20,6 +21,9 @@ INTERRUPTED = 130
 
 def main(argv=None):
     """Run a command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is shown all the same
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     image.watch = None if getattr(args, "quiet", False) else cli_output.progress()
     try:

@@ -45,7 +45,8 @@ class Cloning:
     def _plan_clone(self, name, clone_from, klass, template, label, pool, sizes):
         """``(changes, plan)`` of a VM that is to be a clone."""
         check_vm_name(name)
-        self._check_sources(name, clone_from, pool or "default")
+        pool = "default" if pool is None else pool
+        self._check_sources(name, clone_from, pool)
         source = self.find_vm(clone_from)
         self._check_own_directory(source)
         if klass not in (None, source.klass.name):
@@ -65,7 +66,7 @@ class Cloning:
         vm = VM(
             name,
             source.klass,
-            pool=pool or "default",
+            pool=pool,
             label=label or source.label,
             template=runs_on,
         )
@@ -85,8 +86,6 @@ class Cloning:
 
     def _check_sources(self, name, clone_from, pool):
         lacking = []
-        if not isinstance(clone_from, str):
-            raise InvalidInput(f"VM {name}: clone_from {clone_from!r} is not a text")
         if self.find_vm(clone_from) is None:
             lacking.append(
                 StoragePoolException(
@@ -133,7 +132,7 @@ class Cloning:
                 f"VM {vm.name}: {word} is for a root of its own, and it runs on that of"
                 f" {vm.template}; declare klass: StandaloneVM"
             )
-        if not isinstance(path, str) or not path.startswith("/"):
+        if not path.startswith("/"):
             raise InvalidInput(f"VM {vm.name}: {word} {path!r} is not an absolute path")
         real = os.path.realpath(path)
         try:

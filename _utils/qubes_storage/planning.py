@@ -83,9 +83,6 @@ class Planning:
                 f"VM {name}: clone_from, root_copy_from and root_move_from each say where its root"
                 " comes from; declare one of them"
             )
-        for word, value in (("klass", klass), ("template", template), ("pool", pool)):
-            if value is not None and not isinstance(value, str):
-                raise InvalidInput(f"VM {name}: {word} {value!r} is not a text; put it in quotes")
         sizes = check_volumes(name, volumes)
         if label is not None:
             check_label(label, name)
@@ -97,7 +94,8 @@ class Planning:
         if vm is None and clone_from is not None:
             return self._plan_clone(name, clone_from, klass, template, label, pool, sizes)
         if vm is None:
-            outside = (root_copy_from or root_move_from, root_move_from is not None)
+            moved = root_move_from is not None
+            outside = (root_move_from if moved else root_copy_from, moved)
             return self._plan_new(name, klass, template, label, pool, sizes, standalone, outside)
         if standalone:
             template = None  # what its root was copied from matters at creation only

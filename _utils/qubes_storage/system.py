@@ -5,7 +5,7 @@ import os
 import stat
 
 import qubes_storage
-from qubes_storage import admin, files, guards, registry, replacing
+from qubes_storage import admin, asking, files, guards, registry, replacing
 from qubes_storage.checking import Checking
 from qubes_storage.conf import Conf
 from qubes_storage.disks import Disks
@@ -59,6 +59,7 @@ _ADMIN_ONLY = {
 }
 
 
+@asking.checked
 class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal, Disks, Report):
     """
     A machine in R3.2's layout below ``root``.

@@ -204,7 +204,7 @@ class VMs(Planning, Comparing, Cloning):
 
         Smaller is refused. A loop device over the image, by which a running VM has it, grows too.
         """
-        size = check_volumes(name, {volume: size})[volume]
+        size = check_volumes(name, {volume: {"size": size}})[volume]
         with self.locked("VM", name):
             vm = self.get_vm(name)
             self._check_own_directory(vm)

@@ -57,6 +57,11 @@ def test_lines_that_were_cut_off_are_an_error():
         adminapi.lines("varlibqubes\nlinux-ker", "admin.pool.List")
 
 
+def test_a_line_that_is_no_property_is_an_error():
+    with pytest.raises(StoragePoolException, match="no property"):
+        adminapi.properties("label default=True\n", "VM work")
+
+
 def test_an_empty_answer_is_neither_ok_nor_an_exception():
     answer = adminapi.parse(b"")
     assert answer is adminapi.EMPTY

@@ -1,6 +1,7 @@
 """Sizes, options and names: each form that people write, and each that is refused."""
 
 import pytest
+from qubes_storage import values
 from qubes_storage.exc import InvalidInput
 from qubes_storage.values import (
     as_text,
@@ -157,3 +158,19 @@ def test_a_name_of_letters_first_is_a_vms(name):
 def test_any_other_name_is_no_vms(name):
     with pytest.raises(InvalidInput, match="VM "):
         check_vm_name(name)
+
+
+@pytest.mark.parametrize("value", ["perhaps", "", 2, [], {}, b"no", 1.0])
+def test_a_flag_is_true_or_false_and_no_text_is_true_by_itself(value):
+    with pytest.raises(InvalidInput, match="neither true nor false"):
+        values.to_flag(value, "VM work: purge")
+    assert values.to_flag("no", "x") is values.to_flag(None, "x") is values.to_flag(0, "x") is False
+    assert values.to_flag("yes", "x") is True
+
+
+@pytest.mark.parametrize("name", [None, 17, ["ssd"], {}, b"ssd", "\ud800"])
+def test_every_verb_refuses_a_name_that_is_no_text(name, scratch):
+    system = scratch(template=False).connect()
+    for verb in ("pool_info", "add_pool", "remove_pool", "vm_info", "create_vm", "verify_vm"):
+        with pytest.raises(InvalidInput, match="name"):
+            getattr(system, verb)(name)

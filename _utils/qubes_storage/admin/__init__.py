@@ -1,6 +1,6 @@
 """R4: this machine's pools and VMs, over the Admin API."""
 
-from qubes_storage import guards
+from qubes_storage import asking, guards
 from qubes_storage.admin.migrate import AdminMigrate
 from qubes_storage.admin.pools import AdminPools
 from qubes_storage.admin.reading import AdminReading
@@ -28,6 +28,7 @@ def _local_only(verb, way):
     return refuse
 
 
+@asking.checked
 class AdminSystem(AdminReading, AdminPools, AdminVMs, AdminMigrate, AdminReport):
     """
     The machine whose qubesd listens on ``socket``, with the verbs of

@@ -42,10 +42,6 @@ class AdminVMPlan(AdminVMNew):
                 f"VM {name}: backend admin cannot take a root image from a file; create the VM and"
                 " run qvm-volume import NAME:root FILE"
             )
-        texts = {"klass": klass, "template": template, "pool": pool, "clone_from": clone_from}
-        for word, value in texts.items():
-            if value is not None and not isinstance(value, str):
-                raise InvalidInput(f"VM {name}: {word} {value!r} is not a text; put it in quotes")
         if klass is not None:
             check_klass(klass, name)
         if label is not None:
