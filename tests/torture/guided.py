@@ -120,28 +120,28 @@ def changed(chance, inputs, words):
     return bytes(data)
 
 
-def walk(check, modules, seeds, grammar, words, until, seed, root):
+def walk(reader, until, seed, root):
     """
-    Have ``check(data, chance, root)`` try inputs until ``until`` of them in a row took no new way
-    in ``modules``. The seeds are tried first; then some are made by ``grammar(chance)``, most of
-    those that were kept.
+    Have ``reader.check(data, chance, root)`` try inputs until ``until`` of them in a row took no
+    new way in its ``MODULES``. Its seeds are tried first; then some are made by its grammar, most
+    of those that were kept and its ``WORDS``.
     """
     chance = random.Random(seed)
-    kept, since, inputs = list(seeds), 0, 0
-    first = iter(seeds)
-    with Ways(modules) as ways:
+    kept, since, inputs = reader.seeds(), 0, 0
+    first = iter(reader.seeds())
+    with Ways(reader.MODULES) as ways:
         while since < until:
             inputs += 1
             data = next(first, None)
             if data is None and chance.random() < 0.3:
-                data = grammar(chance)
+                data = reader.grammar(chance)
             elif data is None:
-                data = changed(chance, kept, words)
+                data = changed(chance, kept, reader.WORDS)
             before = len(ways.taken)
-            check(data, chance, root)
+            reader.check(data, chance, root)
             since += 1
             if len(ways.taken) != before:
                 since = 0
                 if len(data) <= _LONGEST:
                     kept.append(data)
-    return Figures(inputs, since, len(kept) - len(seeds), *ways.branches())
+    return Figures(inputs, since, len(kept) - len(reader.seeds()), *ways.branches())

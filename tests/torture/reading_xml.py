@@ -122,8 +122,9 @@ def check(data, chance, root):
     for entry in found.entries:
         vm = VM.of(entry, found)
         assert vm is None or (vm.name and vm.klass and vm.images is not None)
-    check_change(data, found, chance)
-    if chance.random() < 0.1:
+    if chance.random() < 0.4:
+        check_change(data, found, chance)
+    if chance.random() < 0.05:
         changed = found.copy(attrs={**found.attrs, "clockvm": "1"})
         with registry.lock(root):
             registry.save(root, changed)

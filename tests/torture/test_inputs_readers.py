@@ -4,7 +4,6 @@ Both readers, on inputs that are guided by the branches they reach, until no mor
 What has to hold for each input is in reading_conf.py and reading_xml.py.
 """
 
-import concurrent.futures
 import json
 import multiprocessing
 import random
@@ -34,32 +33,18 @@ for line in sys.stdin:
 """
 
 
-def walk(reader, until, seed, root):
+def walk(asked):
     """Try inputs on a reader, in a process of its own: it is traced."""
-    module = READERS[reader]
-    return guided.walk(
-        module.check,
-        module.MODULES,
-        module.seeds(),
-        module.grammar,
-        module.WORDS,
-        until,
-        seed,
-        root,
-    )
+    reader, *how = asked
+    return reader, guided.walk(READERS[reader], *how)
 
 
 def test_inputs_that_add_no_branch_find_nothing_wrong(everything, scratch, capsys):
-    until = FURTHER if everything else 1500
+    until = FURTHER if everything else 2000
     seed = random.SystemRandom().randrange(2**32) if everything else 7
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(len(READERS), context) as pool:
-        walks = {
-            reader: pool.submit(walk, reader, until, seed, str(scratch(template=False).root))
-            for reader in READERS
-        }
-        for reader, walked in walks.items():
-            figures = walked.result()
+    walks = [(reader, until, seed, str(scratch(template=False).root)) for reader in READERS]
+    with multiprocessing.get_context("spawn").Pool(len(READERS)) as pool:
+        for reader, figures in pool.imap_unordered(walk, walks):
             with capsys.disabled():
                 print(f"\n{reader}, seed {seed}: {figures}", end="")
             assert figures.since == until
