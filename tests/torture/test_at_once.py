@@ -156,6 +156,8 @@ def check_mended(root):
     """What the killed left is taken away by the next run; what is left then is whole."""
     system = connect(root)
     for number in range(CREW["killed"]):
+        if f"killed-{number}" not in system.list_pools():  # an add that died is done again
+            system.add_pool(f"killed-{number}", dir_path=f"/mnt/killed-{number}")
         system.remove_vm(f"killed-{number}", purge=True)
         system.add_pool(f"mended-{number}", dir_path=f"/mnt/mended-{number}")
         system.remove_pool(f"mended-{number}", purge=True)

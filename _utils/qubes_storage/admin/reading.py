@@ -76,16 +76,17 @@ class AdminReading:
 
     def _reported(self, name):
         """What admin.pool.Info says, or None for a pool that is not in the list."""
-        for again in (True, False):
-            if name not in self.pool_names():
-                return None
-            try:
-                return pairs(self.client.read("admin.pool.Info", arg=name), f"pool {name}")
-            except Unreadable:
-                if not again:
-                    raise
-                self.refresh()  # it went away between the two calls, and may be back
-        return None
+
+        def read():
+            return pairs(self.client.read("admin.pool.Info", arg=name), f"pool {name}")
+
+        if name not in self.pool_names():
+            return None
+        try:
+            return read()
+        except Unreadable:
+            self.refresh()  # it went away between the two calls, and may be back
+        return read() if name in self.pool_names() else None
 
     def pool_config(self, name):
         """``{option: value}`` of a pool, its driver too, or None for none of that name."""
@@ -221,7 +222,7 @@ class AdminReading:
             self.refresh()
             if name not in self.listed():
                 return gone
-            raise
+        return read()  # it was made anew by the time it was looked for, or the error stands
 
     def vm_properties(self, name):
         """``{property: Property}`` of a VM, ``{}`` for one that is not there any more."""
