@@ -6,6 +6,16 @@ import os
 
 import pytest
 
+from tests.functional.conftest import (  # noqa: F401
+    loaders,
+    machine,
+    minion_config,
+    minion_opts,
+    modules,
+    session_loaders,
+    states,
+    testmode,
+)
 from tests.torture import operations, strace
 from tests.torture.planting import share
 from tests.torture.world import World

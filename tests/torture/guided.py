@@ -25,12 +25,6 @@ class Figures(NamedTuple):
     branches: int  # ways out of conditional jumps that were taken
     possible: int  # those there are, with those that no input can take
 
-    def __str__(self):
-        return (
-            f"{self.inputs} inputs, {self.since} since the last new branch;"
-            f" {self.branches} of {self.possible} branches reached by {self.kept} of them"
-        )
-
 
 class Ways:
     """What was run of some modules: ``taken`` grows with each new pair of instructions."""

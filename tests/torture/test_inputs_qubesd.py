@@ -68,15 +68,7 @@ def broken(answer):
     yield "HTTP", b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 
-SOME = (
-    "nothing",
-    "cut off",
-    "no text",
-    "no numbers",
-    "long numbers",
-    "another",
-    "an odd exception",
-)
+SOME = ("nothing", "cut off", "no numbers", "another")
 
 
 def calls_of(verb, release, root):
@@ -107,20 +99,21 @@ def run(verb, there, at, name):
 
 
 @pytest.mark.parametrize("verb", LOOKING)
-def test_who_looks_tells_of_a_broken_answer_or_takes_no_harm(verb, tmp_path, everything):
+def test_who_looks_tells_of_a_broken_answer_or_takes_no_harm(verb, tmp_path, everything, figures):
     for release in RELEASES if everything else ["4.3"]:
         calls, told = calls_of(verb, release, tmp_path / f"first {release}"), 0
         (tmp_path / release).mkdir()
         with machine(release, tmp_path / release) as there:
             for at in calls:
                 for name in [n for n, _ in broken(b"0\0") if everything or n in SOME]:
+                    figures["broken answers of qubesd"] += 1
                     told += run(verb, there, at, name)
                     assert not writes(there[0]), (at, name)
         assert told
 
 
 @pytest.mark.parametrize("verb", WRITING)
-def test_who_writes_tells_of_a_broken_answer_or_takes_no_harm(verb, tmp_path, everything):
+def test_who_writes_tells_of_a_broken_answer_or_takes_no_harm(verb, tmp_path, everything, figures):
     if verb == "migrate_vm" and not everything:
         pytest.skip("a move makes a hundred calls: that is for make torture")
     told = 0
@@ -131,6 +124,7 @@ def test_who_writes_tells_of_a_broken_answer_or_takes_no_harm(verb, tmp_path, ev
             root = tmp_path / f"{number} {name}"
             root.mkdir()
             with machine("4.3", root) as there:
+                figures["broken answers of qubesd"] += 1
                 told += run(verb, there, at, name)
             shutil.rmtree(root)
     assert told
