@@ -237,10 +237,11 @@ def read(root, path):
     try:
         with locate(root, path) as (dir_fd, name):
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
-            with open(fd, "rb") as file:
+            with closing(fd):
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise StoragePoolException(f"{path}: is not a file; put a file in its place")
-                return file.read()
+                with open(fd, "rb", closefd=False) as file:
+                    return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as err:

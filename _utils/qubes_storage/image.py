@@ -158,15 +158,6 @@ def measure(dir_fd, name):
     return found.st_size, found.st_blocks * 512
 
 
-def sync(path):
-    """Bring a file or directory to the disk."""
-    fd = os.open(path, _READ)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def filesystem(fd):
     """The type of the filesystem that an open file lies on, from the kernel's mount table."""
     found = os.fstat(fd).st_dev

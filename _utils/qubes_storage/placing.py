@@ -96,9 +96,9 @@ class Placing:
                     return os.path.join(os.readlink(f"/proc/self/fd/{fd}"), *reversed(rest))
             except OSError:
                 path, last = os.path.split(path)
-                rest.append(last)
                 if not last:
-                    return os.path.join("/", *reversed(rest))
+                    raise  # the root itself
+                rest.append(last)
 
     @contextlib.contextmanager
     def _made(self, pool):

@@ -57,7 +57,7 @@ def check_spec(spec, who):
         places.append(spec.origin)
         places.append(spec.cached)
     for place in places:
-        if place and os.path.lexists(_there(place)):
+        if place:
             check_path(_there(place), who)
 
 
