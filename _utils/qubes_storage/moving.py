@@ -168,10 +168,7 @@ class Moving:
         those of a VM in another pool than the default one.
         """
         path = vm.entry.attrs.get("firewall_conf", "")
-        fd = self.pool_of(vm).open_vm(vm)
-        if fd is None:
-            return {}
-        with files.closing(fd):
+        with self._writing(vm, self.pool_of(vm)) as fd:
             if not path.startswith("/") or files.exists(fd, "firewall.xml"):
                 return {}
         place, filename = os.path.split(path)

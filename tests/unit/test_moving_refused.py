@@ -1,0 +1,176 @@
+"""VMs that cannot move, or not at once: the source goes, a disk refuses, a user is not root."""
+
+import errno
+import os
+import subprocess
+
+import pytest
+from qubes_storage.exc import StoragePoolException
+
+from tests.r32.machine import GID, LIB, USER
+from tests.unit.test_files import as_user
+from tests.unit.test_image import mount
+
+CONF = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
+OLD, NEW = f"{LIB}/appvms/work", "/mnt/foo/appvms/work"
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount or be another user")
+
+
+@pytest.fixture
+def machine(scratch):
+    made = scratch(CONF)
+    made.add_pools()
+    made.connect().create_vm("work", klass="StandaloneVM")
+    made.path(f"{OLD}/private.img").write_bytes(b"data".ljust(512))
+    return made
+
+
+def change(machine, name, **attrs):
+    """Write other attributes of a VM into the registry."""
+    machine.elements = [(e.tag, dict(e.attrs)) for e in machine.entries().values()]
+    for _, given in machine.elements:
+        if given["name"] == name:
+            given.update(attrs)
+    machine.write_registry()
+
+
+def holds(machine, place):
+    """The VM is whole in a place, and in no other."""
+    system = machine.connect()
+    assert machine.path(f"{place}/private.img").read_bytes().startswith(b"data")
+    assert system.vm_info("work")["dir_path"] == place
+    assert system.vm_diff("work") == {}
+    found = os.listdir(machine.path(OLD).parent) + os.listdir(machine.path(NEW).parent)
+    assert found == ["work"]
+
+
+def test_a_name_that_was_never_a_vms_is_not_taken_for_one_that_was_renamed(machine):
+    before = machine.tree()
+    with pytest.raises(StoragePoolException, match="VM none: is not in qubes.xml"):
+        machine.connect().rename_vm("none", "work")
+    assert machine.tree() == before
+
+
+def test_a_template_of_a_package_keeps_its_name(machine):
+    change(machine, "fedora-23", installed_by_rpm="True")
+    before = machine.tree()
+    with pytest.raises(StoragePoolException, match="installed by RPM, which .*; clone it instead"):
+        machine.connect().rename_vm("fedora-23", "f24")
+    assert machine.tree() == before
+
+
+@pytest.mark.parametrize("verb", ["rename_vm", "migrate_vm"])
+def test_a_vm_whose_removal_died_is_whole_again_and_moves(machine, verb):
+    machine.path(OLD).rename(machine.path(f"{LIB}/appvms/.work.removing"))
+    system = machine.connect()
+    if verb == "migrate_vm":
+        system.migrate_vm("work", "foo")
+        holds(machine, NEW)
+    else:
+        system.rename_vm("work", "play")
+        system.rename_vm("play", "work")
+        holds(machine, OLD)
+
+
+def test_a_vm_that_goes_while_it_is_to_move_stays_in_the_registry_as_it_was(machine, monkeypatch):
+    text, away = machine.xml, machine.path("/mnt/away")
+    symlink = os.symlink
+
+    def go(target, name, **kwargs):
+        symlink(target, name, **kwargs)
+        if name == ".work.moving":
+            machine.path(OLD).rename(away)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "symlink", go)
+        with pytest.raises(StoragePoolException, match="cannot be made in pool foo .*No such file"):
+            machine.connect().migrate_vm("work", "foo")
+    assert machine.xml == text
+    away.rename(machine.path(OLD))
+    holds(machine, OLD)
+
+
+def test_a_disk_that_refuses_a_second_name_leaves_the_vm_where_it_was(machine, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", fail)
+        with pytest.raises(StoragePoolException, match="Input/output error; nothing was left"):
+            machine.connect().migrate_vm("work", "foo")
+    holds(machine, OLD)
+
+
+@root_only
+def test_what_a_member_of_the_group_moves_becomes_their_own_and_stays_the_groups(machine):
+    kept = machine.path(f"{OLD}/private.img")
+    os.chown(kept, 0, GID)
+    kept.chmod(0o640)
+    with as_user(USER, GID + 1, GID):
+        machine.connect().migrate_vm("work", "foo", keep=True)
+    found = machine.path(f"{NEW}/private.img").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (USER, GID, 0o640)
+    assert found.st_mtime_ns == kept.stat().st_mtime_ns
+    assert machine.connect().vm_info("work")["dir_path"] == NEW
+
+
+@root_only
+def test_a_vm_whose_old_place_cannot_be_emptied_has_moved_and_is_mended_later(machine):
+    (machine.path(OLD) / "apps").mkdir()
+    mount("tmpfs", machine.path(f"{OLD}/apps"))
+    left = machine.path(f"{LIB}/appvms/.work.removing")
+    try:
+        (machine.path(OLD) / "apps/menu").write_text("menu")
+        with pytest.raises(StoragePoolException, match="could not be taken away: .* busy"):
+            machine.connect().migrate_vm("work", "foo")
+        assert os.readlink(left.parent / ".work.moving") == NEW
+    finally:
+        place = left if left.exists() else machine.path(OLD)
+        subprocess.run(["umount", place / "apps"], check=True)
+    assert "unfinished" in machine.connect().set_vm("work")
+    holds(machine, NEW)
+    assert machine.path(f"{NEW}/apps/menu").read_text() == "menu"
+
+
+def test_rules_that_are_nowhere_are_none(machine):
+    change(machine, "work", firewall_conf=f"{LIB}/appvms/gone/firewall.xml")
+    machine.connect().migrate_vm("work", "foo")
+    holds(machine, NEW)
+    assert not machine.path(f"{NEW}/firewall.xml").exists()
+
+
+def test_rules_that_are_no_file_are_named(machine):
+    rules = f"{LIB}/servicevms/other/firewall.xml"
+    change(machine, "work", firewall_conf=rules)
+    machine.mkdir(rules)
+    with pytest.raises(StoragePoolException, match=f"VM work: {rules}: .*not a regular file"):
+        machine.connect().migrate_vm("work", "foo")
+    holds(machine, OLD)
+
+
+def test_the_mark_of_a_move_to_a_disk_that_is_away_goes(machine):
+    machine.path(f"{LIB}/appvms/.work.moving").symlink_to("/mnt/away/appvms/work")
+    assert "unfinished" in machine.connect().set_vm("work")
+    holds(machine, OLD)
+
+
+def test_an_old_place_whose_disk_is_away_hinders_nobody(machine, monkeypatch):
+    """The run died once the VM was in its new pool, and then the disk of the old one went."""
+    sync, away = os.fsync, machine.path("/mnt/away")
+
+    def fail(fd):
+        if os.readlink(f"/proc/self/fd/{fd}") == str(machine.path(LIB)):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(fd)
+
+    system = machine.connect()
+    system.migrate_vm("work", "foo")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(StoragePoolException, match="it is done, but"):
+            system.migrate_vm("work", "default")
+    machine.path("/mnt/foo").rename(away)
+    assert "unfinished" in system.set_vm("work")
+    assert machine.path(f"{OLD}/private.img").read_bytes().startswith(b"data")
+    assert os.listdir(machine.path(OLD).parent) == ["work"]
+    assert (away / "appvms/work/private.img").exists()

@@ -1,0 +1,95 @@
+"""Pools whose directories or classes are not as they should be: added, looked for and removed."""
+
+import errno
+import os
+import resource
+import sys
+
+import pytest
+import qubes_storage
+from qubes_storage.exc import StoragePoolException
+
+from tests.r32.machine import SUBDIRS
+
+CONF = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
+
+
+@pytest.fixture
+def machine(scratch):
+    made = scratch(CONF)
+    made.add_pools()
+    return made
+
+
+def tree(machine):
+    return {path: seen for path, seen in machine.tree().items() if path.startswith("/mnt/")}
+
+
+def test_a_class_that_is_no_pool_of_ours_is_written_down_and_has_no_directories(
+    machine, tmp_path, monkeypatch
+):
+    path = tmp_path / "foreign_to_tests.py"
+    path.write_text("class Thing:\n    def __init__(self, name, **config):\n        pass\n")
+    path.chmod(0o644)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    system, before = machine.connect(), tree(machine)
+    try:
+        system.add_pool("odd", **{"class": "foreign_to_tests.Thing", "place": "/mnt/odd"})
+        wanted = {"class": "foreign_to_tests.Thing", "place": "/mnt/odd"}
+        assert system.list_pools()["odd"] == wanted
+        assert set(system.remove_pool("odd", purge=True)) == {"removed"}
+    finally:
+        sys.modules.pop("foreign_to_tests", None)
+    assert "odd" not in system.list_pools()
+    assert tree(machine) == before
+
+
+def test_a_pool_whose_disk_is_away_is_removed_with_no_directory(machine):
+    machine.path("/mnt/foo").rename(machine.path("/mnt/away"))
+    system = machine.connect()
+    assert set(system.remove_pool("foo", purge=True)) == {"removed"}
+    assert sorted(os.listdir(machine.path("/mnt/away"))) == sorted(SUBDIRS)
+
+
+def test_what_is_no_directory_of_a_pool_stays(machine):
+    (machine.path("/mnt/foo/appvms")).rmdir()
+    (machine.path("/mnt/foo/appvms")).symlink_to("servicevms")
+    changes = machine.connect().remove_pool("foo", purge=True)
+    gone = ["/mnt/foo/servicevms", "/mnt/foo/vm-templates"]
+    assert sorted(changes["directories"]["old"]) == gone
+    assert os.listdir(machine.path("/mnt/foo")) == ["appvms"]
+
+
+def test_the_directories_come_back_with_the_pool_that_could_not_be_removed(machine, monkeypatch):
+    rename = os.rename
+
+    def fail(old, new, **kwargs):
+        if new == "storage.conf":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(old, new, **kwargs)
+
+    system = machine.connect()
+    system.set_pool("foo", min_free="1MiB")
+    before = {path: seen.get("mode") for path, seen in tree(machine).items()}
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", fail)
+        with pytest.raises((OSError, StoragePoolException), match="Input/output error"):
+            system.remove_pool("foo", purge=True)
+    assert {path: seen.get("mode") for path, seen in tree(machine).items()} == before
+    assert system.pool_info("foo")["min_free"] == "1MiB"
+    assert system.pool_info("foo")["problems"] == []
+    assert "directories" in system.remove_pool("foo", purge=True)
+    assert tree(machine) == {}
+
+
+def test_where_no_more_files_can_be_opened_a_place_is_not_made_up():
+    """The root itself cannot be opened then, and is not looked for above itself."""
+    system = qubes_storage.connect("/", "local")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            system._real("/none/such")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert system._real("/none/such") == "/none/such"
