@@ -187,15 +187,10 @@ class VMs(Planning, Comparing, Cloning):
                 self._set_icon(pool, vm, attrs["label"])
             if attrs:
                 self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
-        except BaseException as err:
+        except BaseException:
             if "label" in changes:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(StoragePoolException):
                     self._set_icon(pool, vm, vm.label)
-            if isinstance(err, OSError):
-                raise StoragePoolException(
-                    f"VM {vm.name}: {pool.vmdir(vm)}/icon.png: {err.strerror}; mend it and try"
-                    " again"
-                ) from err
             raise
 
     def resize_vm(self, name, volume, size):
@@ -223,8 +218,6 @@ class VMs(Planning, Comparing, Cloning):
         return changes
 
     def _set_icon(self, pool, vm, label):
-        if self.vm_dir_is_gone(vm):
-            return
         with self._writing(vm, pool) as fd:
             name = "icon.png"
             found = files.exists(fd, name)

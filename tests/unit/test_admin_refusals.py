@@ -2,6 +2,7 @@
 
 import pytest
 from qubes_storage import StoragePoolException, adminapi
+from qubes_storage.exc import AlreadyThere
 
 from tests.r4.machine import RELEASES, forget, machine, writes
 
@@ -178,3 +179,48 @@ def test_verify_names_a_pool_that_is_gone_and_nothing_of_a_vm_without_volumes(th
     forget(daemon, system)
     assert system.verify_vm("dom0") == []
     assert {call.method for call in daemon.log} == {"admin.vm.List"}
+
+
+def test_a_pool_just_as_declared_that_someone_else_added_first_is_theirs(tmp_path):
+    """The later daemon says so; those before it break off, as they do once they have made it."""
+    with machine("later", tmp_path) as (daemon, system):
+
+        def first(call):
+            if call.method == "admin.pool.Add":
+                daemon.before = None
+                daemon.add_pool("new", "file", dir_path="/mnt/new")
+
+        daemon.before = first
+        with pytest.raises(AlreadyThere, match="pool new: is there already; someone else added"):
+            system.add_pool("new", "file", dir_path="/mnt/new")
+        assert "new" in daemon.pools
+
+
+def test_a_pool_that_cannot_be_read_is_none_only_if_it_is_in_no_list(there):
+    daemon, system = there
+    calls = []
+
+    def before(call):
+        if call.method == "admin.pool.Info" and call.arg == "btrfs":
+            calls.append(call)
+            return NO
+        return None
+
+    daemon.before = before
+    with pytest.raises(StoragePoolException, match="btrfs"):
+        system.pool_config("btrfs")
+    assert len(calls) == 2
+
+
+def test_a_vm_that_is_made_and_gone_before_it_is_looked_at_is_said(there):
+    daemon, system = there
+
+    def gone(call, answer):
+        if call.method.startswith("admin.vm.Create"):
+            daemon.vms.pop("new")
+        return answer
+
+    daemon.after = gone
+    with pytest.raises(StoragePoolException, match="VM new: was removed by someone else"):
+        system.create_vm("new")
+    assert "new" not in daemon.vms

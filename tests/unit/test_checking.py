@@ -1,11 +1,15 @@
 """What verify finds, and the images that are made anew."""
 
+import errno
+import fcntl
 import os
+import re
 
 import pytest
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.vm import volatile_size
 
-from tests.r32.machine import GIB, KERNEL, LIB
+from tests.r32.machine import GIB, KERNEL, LIB, element
 
 TEMPLATE = f"{LIB}/vm-templates/fedora-23"
 VMDIR = f"{LIB}/appvms/work"
@@ -112,3 +116,121 @@ def test_reset_makes_volatile_anew_where_it_holds_nothing_of_worth(machine):
     assert stat_of(machine, f"{TEMPLATE}/volatile.img").st_size == GIB
     with pytest.raises(InvalidInput, match="dom0"):
         system.reset_vm("dom0")
+
+
+@pytest.mark.parametrize(
+    ("attrs", "expected"),
+    [
+        ({"pool_name": "nope"}, "pool nope: unknown"),
+        ({"template_qid": "99"}, r"VM odd: its template \(qid 99\) is gone; give it another"),
+        ({"uses_default_kernel": "False", "kernel": "../x"}, "kernel '../x' is no name of one"),
+        ({"uses_default_kernel": "False", "kernel": "9.9"}, "vm-kernels/9.9/vmlinuz: is gone"),
+    ],
+    ids=["pool", "template", "kernel's name", "kernel"],
+)
+def test_what_the_registry_says_and_nothing_has_is_told(machine, attrs, expected):
+    machine.connect().create_vm("odd", template="fedora-23")
+    entry = machine.entries()["odd"]
+    machine.elements.append(("QubesAppVm", {**entry.attrs, **attrs}))
+    machine.write_registry()
+    found = machine.connect().verify_vm("odd")
+    assert any(re.search(expected, problem) for problem in found), found
+
+
+def test_a_kernel_of_its_own_choice_is_the_one_that_is_looked_at(machine):
+    machine.elements.append(
+        element("QubesAppVm", "work", 2, template_qid="1", uses_default_kernel="False")
+    )
+    machine.attrs["default_kernel"] = "9.9"
+    machine.write_registry()
+    assert machine.connect().verify_vm("work") == []
+
+
+def test_a_template_in_a_pool_that_is_unknown_is_told_and_its_size_is_taken_for_the_usual(machine):
+    machine.elements = [
+        machine.elements[0],
+        element("QubesTemplateVm", "fedora-23", 1, pool_name="nope"),
+        element("QubesAppVm", "work", 2, template_qid="1"),
+    ]
+    machine.write_registry()
+    system = machine.connect()
+    assert [p.split(";")[0] for p in system.verify_vm("work")] == ["pool nope: unknown"]
+    machine.image(f"{VMDIR}/volatile.img", GIB, "old")
+    assert system.reset_vm("work")["volatile"]["new"] == volatile_size(10 * GIB)
+
+
+def test_commit_begins_where_there_were_no_changes(machine):
+    machine.path(f"{TEMPLATE}/root-cow.img").unlink()
+    changes = machine.connect().commit_vm("fedora-23")
+    assert changes == {"root-cow": {"old": None, "new": 10 * GIB}}
+    assert stat_of(machine, f"{TEMPLATE}/root-cow.img").st_size == 10 * GIB
+    assert not machine.path(f"{TEMPLATE}/root-cow.img.old").exists()
+
+
+@pytest.fixture
+def links_fail(monkeypatch):
+    """``links_fail(number)``: the filesystem answers each hard link with that error."""
+
+    def use(number):
+        def link(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "link", link)
+
+    return use
+
+
+def test_commit_sets_aside_by_a_rename_where_there_are_no_hard_links(machine, links_fail):
+    machine.image(f"{TEMPLATE}/root-cow.img", 10 * GIB, "changes")
+    links_fail(errno.EPERM)
+    machine.connect().commit_vm("fedora-23")
+    tree = machine.tree()
+    assert tree[f"{TEMPLATE}/root-cow.img.old"]["head"] == "changes"
+    assert tree[f"{TEMPLATE}/root-cow.img"]["blocks_zero"]
+
+
+def test_a_commit_whose_link_fails_leaves_all_as_it_was(machine, links_fail):
+    machine.image(f"{TEMPLATE}/root-cow.img", 10 * GIB, "changes")
+    before = machine.tree()
+    links_fail(errno.EIO)
+    with pytest.raises(StoragePoolException, match=f"{TEMPLATE}: Input/output error; mend it"):
+        machine.connect().commit_vm("fedora-23")
+    assert machine.tree() == before
+
+
+def test_a_commit_whose_rename_fails_leaves_all_as_it_was(machine, monkeypatch):
+    machine.image(f"{TEMPLATE}/root-cow.img", 10 * GIB, "changes")
+    before = machine.tree()
+    rename = os.rename
+
+    def fail(old, new, **where):
+        if new == "root-cow.img.old":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(old, new, **where)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(StoragePoolException, match=f"{TEMPLATE}: Input/output error; mend it"):
+        machine.connect().commit_vm("fedora-23")
+    assert machine.tree() == before
+
+
+def test_a_directory_that_goes_once_the_lock_is_held_is_told(machine, monkeypatch):
+    """The loop devices are the last that is looked at before anything is written."""
+    lockf, listdir, held = fcntl.lockf, os.listdir, []
+
+    def lock(fd, how):
+        lockf(fd, how)
+        held.append(fd)
+
+    def look(path):
+        if path == "/sys/block" and held and machine.path(VMDIR).exists():
+            machine.path(VMDIR).rename(machine.path("/mnt/away"))
+        return listdir(path)
+
+    monkeypatch.setattr(fcntl, "lockf", lock)
+    monkeypatch.setattr(os, "listdir", look)
+    machine.image(f"{VMDIR}/volatile.img", GIB, "old")
+    with pytest.raises(StoragePoolException, match=f"{VMDIR}: Not a directory; mend it"):
+        machine.connect().reset_vm("work")
+    assert not machine.path(VMDIR).exists()
+    assert machine.path("/mnt/away/volatile.img").stat().st_size == GIB

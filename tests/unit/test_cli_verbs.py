@@ -146,3 +146,19 @@ def test_a_reader_that_has_enough_ends_it_quietly(machine, monkeypatch, capsys):
         patched.setattr(sys, "stdout", stdout)
         assert cli.main(["--root", str(machine.root), "ls"]) == 1
     assert capsys.readouterr().err == ""
+
+
+def test_a_vm_that_another_removed_while_the_question_stood_is_not_there(
+    call, machine, monkeypatch
+):
+    def answer(prompt):
+        assert "Delete them?" in prompt
+        machine.connect().remove_vm("work", purge=True)
+        return "y"
+
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "wb", buffering=0), os.fdopen(theirs) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr("builtins.input", answer)
+        code, _, err = call("remove", "work")
+    assert (code, err) == (1, "qubes-storage: VM work: is not there; see qubes-storage ls\n")

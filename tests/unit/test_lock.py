@@ -173,3 +173,50 @@ def test_what_someone_puts_in_place_of_a_save_is_read(scratch, monkeypatch):
         registry.save(root, found.copy(attrs={**found.attrs, "clockvm": "1"}))
     assert not other.exists()
     assert registry.load(root).get("clockvm") == "7"
+
+
+def test_who_holds_the_lock_is_seen_without_taking_it(holder):
+    machine, start = holder
+    root = machine.connect().root
+    assert not registry.others_work(root)
+    process = start()
+    assert registry.others_work(root)
+    process.communicate(timeout=30)
+    assert not registry.others_work(root)
+    assert handles(machine) == []
+
+
+def test_another_thread_is_one_of_the_others_and_oneself_is_not(scratch):
+    machine = scratch()
+    root = machine.connect().root
+    seen = []
+    with registry.lock(root):
+        thread = threading.Thread(target=lambda: seen.append(registry.others_work(root)))
+        thread.start()
+        thread.join()
+        seen.append(registry.others_work(root))
+    assert seen == [True, False]
+
+
+def test_where_there_is_no_registry_nobody_holds_its_lock(scratch):
+    machine = scratch()
+    machine.path(XML).unlink()
+    assert not registry.others_work(machine.connect().root)
+    assert not machine.path(XML).exists()
+
+
+def test_a_pool_that_went_while_its_removal_waited_is_removed_without_a_word(holder):
+    machine, start = holder
+    system, conf = machine.connect(), machine.path("/etc/qubes/storage.conf")
+    system.add_pool("foo", dir_path="/mnt/foo")
+    process = start()
+
+    def gone():
+        conf.write_text("[default]\ndriver=xen\n")
+        process.communicate(timeout=30)
+
+    thread = when_waiting(machine, gone)
+    assert system.remove_pool("foo", purge=True) == {}
+    thread.join()
+    assert conf.read_text() == "[default]\ndriver=xen\n"
+    assert machine.path("/mnt/foo/appvms").exists()

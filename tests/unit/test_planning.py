@@ -1,0 +1,152 @@
+"""What a new VM needs: what is declared of it wrongly, what is not there, what is its user's."""
+
+import os
+import subprocess
+
+import pytest
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+
+from tests.r32.machine import GIB, KERNEL, LIB, element
+
+CONF = """\
+[default]
+driver=xen
+[odd]
+driver=xen
+dir_path=/mnt/odd
+colour=blue
+[foreign]
+class=io.StringIO
+"""
+VMDIR = f"{LIB}/appvms/work"
+
+
+@pytest.fixture
+def machine(scratch):
+    made = scratch(CONF)
+    made.connect().create_vm("work", label="green")
+    return made
+
+
+def refused(machine, call, match, kind=StoragePoolException):
+    """A call is refused, and changes nothing; the error."""
+    before = machine.tree()
+    with pytest.raises(kind, match=match) as err:
+        call()
+    assert machine.tree() == before
+    return err.value
+
+
+def test_a_volume_has_a_size_and_no_other_option(machine):
+    system = machine.connect()
+    declared = {"private": {"size": "3GiB", "colour": "blue"}}
+    refused(
+        machine,
+        lambda: system.create_vm("vm", volumes=declared),
+        "volume private has no option 'colour'; it takes size",
+        InvalidInput,
+    )
+
+
+def test_a_volume_that_declares_nothing_has_its_usual_size(machine):
+    system = machine.connect()
+    assert "volumes" not in system.create_vm("vm", volumes={"private": {}})
+    assert system.vm_info("vm")["volumes"]["private"]["size"] == 2 * GIB
+    assert system.vm_diff("vm", volumes={"private": {}}) == {}
+
+
+def test_create_only_leaves_a_vm_that_is_there_as_it_is(machine):
+    system = machine.connect()
+    before = machine.tree()
+    declared = {"create_only": True, "label": "blue", "klass": "StandaloneVM", "pool": "nope"}
+    assert system.vm_diff("work", **declared) == {}
+    assert machine.tree() == before
+
+
+def test_without_a_default_template_one_is_to_be_declared(scratch):
+    machine = scratch(template=False)
+    system = machine.connect()
+    err = refused(machine, lambda: system.create_vm("vm"), "has no default one; declare template")
+    assert err.waits_for == [("VM", None)]
+
+
+def test_a_kernel_that_is_not_there_is_named_file_by_file(machine):
+    machine.path(f"{LIB}/vm-kernels/{KERNEL}").rename(machine.path("/mnt/kernel"))
+    system = machine.connect()
+    refused(
+        machine,
+        lambda: system.create_vm("vm", klass="StandaloneVM", template="fedora-23"),
+        f"{KERNEL}/vmlinuz, .*{KERNEL}/initramfs.* is not there to be copied",
+    )
+
+
+def test_a_pool_that_cannot_be_is_told_and_is_not_waited_for(machine):
+    system = machine.connect()
+    for call in (
+        lambda: system.create_vm("vm", pool="odd"),
+        lambda: system.clone_vm("work", "vm", "odd"),
+    ):
+        err = refused(machine, call, "pool odd: driver xen takes no option colour", InvalidInput)
+        assert not err.waits_for
+
+
+def test_a_pool_of_a_class_that_is_none_of_ours_holds_no_vm(machine):
+    system = machine.connect()
+    cure = "pool foreign: its class is no qubes_storage.Pool.*derive it from"
+    for call in (
+        lambda: system.create_vm("vm", pool="foreign"),
+        lambda: system.clone_vm("work", "vm", "foreign"),
+    ):
+        refused(machine, call, cure, NotSupported)
+
+
+def test_an_icon_of_the_users_own_is_cloned_and_survives_another_label(machine):
+    icon = machine.path(f"{VMDIR}/icon.png")
+    icon.unlink()
+    icon.write_bytes(b"mine")
+    system = machine.connect()
+    system.clone_vm("work", "copy")
+    assert machine.path(f"{LIB}/appvms/copy/icon.png").read_bytes() == b"mine"
+    assert system.set_vm("work", label="blue") == {"label": {"old": "green", "new": "blue"}}
+    assert icon.read_bytes() == b"mine"
+    assert system.vm_diff("work", label="blue") == {}
+
+
+def test_a_label_needs_no_directory_where_a_run_died_in_a_removal(machine):
+    machine.elements.append(element("QubesAppVm", "gone", 3, template_qid="1"))
+    machine.write_registry()
+    machine.mkdir(f"{LIB}/appvms/.gone.removing")
+    system = machine.connect()
+    assert set(system.set_vm("gone", label="blue")) == {"label", "unfinished"}
+    assert os.readlink(machine.path(f"{LIB}/appvms/gone/icon.png")).endswith("appvm-blue.png")
+
+
+def test_growing_mends_first_what_a_dead_run_left(machine):
+    marker = machine.path(f"{LIB}/appvms/.work.creating")
+    marker.mkdir(0o700)
+    changes = machine.connect().resize_vm("work", "private", "3GiB")
+    assert set(changes) == {"unfinished", "volumes"}
+    assert not marker.exists()
+    assert machine.path(f"{VMDIR}/private.img").stat().st_size == 3 * GIB
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can attach a loop")
+@pytest.mark.parametrize("word", ["root_copy_from", "root_move_from"])
+def test_an_image_in_use_is_not_imported(machine, word):
+    machine.image("/mnt/disk.raw", GIB, "in use")
+    path = str(machine.path("/mnt/disk.raw"))
+    done = subprocess.run(
+        ["losetup", "--find", "--show", path], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr}")
+    device = done.stdout.strip()
+    try:
+        system = machine.connect()
+        refused(
+            machine,
+            lambda: system.create_vm("vm", klass="StandaloneVM", **{word: path}),
+            f"{word} {path} is in use by {device}; detach it first",
+        )
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
