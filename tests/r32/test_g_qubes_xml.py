@@ -65,7 +65,7 @@ def populated(scratch, case):
 
 def seen(system, name):
     """What we say of a VM, in the words of the cases."""
-    info = system.vm_info(name)
+    info = system.vm_info(name) if name is not None else None  # an element without one is no VM
     if info is None:
         return None
     root = info["volumes"].get("root")
