@@ -199,3 +199,16 @@ def test_directories_in_directories_for_ever_are_refused(place):
         trees.remove(fd, "d")
     assert deep.exists()
     assert trees.tree_size(fd, "d") > 0
+
+
+@root_only
+def test_what_may_not_be_read_is_told_with_the_cure(scratch):
+    machine = scratch()
+    path = machine.path("/etc/qubes/storage.conf")
+    path.chmod(0o600)
+    for above in (path.parent, path.parent.parent):
+        above.chmod(0o755)
+    with as_user(OTHER, OTHER):
+        with pytest.raises(StoragePoolException, match="denied; run as root or as a member of"):
+            files.read(str(machine.root), "/etc/qubes/storage.conf")
+        assert files.read(str(machine.root), "/etc/none") is None
