@@ -12,6 +12,7 @@ from tests.unit.test_files import as_user
 from tests.unit.test_image import mount
 
 CONF = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
+SHARED = 12345  # a group that is not that of the directories
 OLD, NEW = f"{LIB}/appvms/work", "/mnt/foo/appvms/work"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount or be another user")
 
@@ -104,12 +105,12 @@ def test_a_disk_that_refuses_a_second_name_leaves_the_vm_where_it_was(machine, m
 @root_only
 def test_what_a_member_of_the_group_moves_becomes_their_own_and_stays_the_groups(machine):
     kept = machine.path(f"{OLD}/private.img")
-    os.chown(kept, 0, GID)
+    os.chown(kept, 0, SHARED)
     kept.chmod(0o640)
-    with as_user(USER, GID + 1, GID):
+    with as_user(USER, GID + 1, GID, SHARED):
         machine.connect().migrate_vm("work", "foo", keep=True)
     found = machine.path(f"{NEW}/private.img").stat()
-    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (USER, GID, 0o640)
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (USER, SHARED, 0o640)
     assert found.st_mtime_ns == kept.stat().st_mtime_ns
     assert machine.connect().vm_info("work")["dir_path"] == NEW
 
