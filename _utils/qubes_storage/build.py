@@ -233,7 +233,8 @@ def built(plan):
             if placed and _is_it(fd, name, inode):
                 os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
                 os.fsync(fd)
-            _take_away(fd, creating(name), marker)
+            if marker is not None:  # else nothing was made
+                _take_away(fd, creating(name), marker)
             if isinstance(err, FileExistsError):
                 raise _occupied(pool, vm) from err
             if isinstance(err, OSError):
@@ -259,11 +260,10 @@ def _is_it(fd, name, inode):
 
 def _take_away(fd, name, marker):
     """Delete a marker that is open, and what is in it, wherever it is now."""
-    if marker is not None:
-        # Opened again, for btrfs lists what was there when a handle was opened.
-        with files.closing(files.open_subdir(marker, ".")) as again:
-            for entry in os.listdir(again):
-                files.remove(again, entry)
+    # Opened again, for btrfs lists what was there when a handle was opened.
+    with files.closing(files.open_subdir(marker, ".")) as again:
+        for entry in os.listdir(again):
+            files.remove(again, entry)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.rmdir(name, dir_fd=fd)
 

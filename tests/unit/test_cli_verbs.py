@@ -1,5 +1,6 @@
 """The command line, verb by verb: what each prints and makes, and what qvm-create's checks say."""
 
+import io
 import os
 import runpy
 import sys
@@ -162,3 +163,16 @@ def test_a_vm_that_another_removed_while_the_question_stood_is_not_there(
         monkeypatch.setattr("builtins.input", answer)
         code, _, err = call("remove", "work")
     assert (code, err) == (1, "qubes-storage: VM work: is not there; see qubes-storage ls\n")
+
+
+def test_what_it_says_goes_to_any_stream_and_a_name_that_is_not_utf8_is_shown(
+    call, machine, monkeypatch
+):
+    stream = io.StringIO()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stream)
+        assert cli.main(["--root", str(machine.root), "ls"]) == 0
+    assert "work" in stream.getvalue()
+    code, out, err = call("verify", "\udcff")
+    assert (code, out) == (1, "")
+    assert "VM \\udcff: is not in qubes.xml" in err

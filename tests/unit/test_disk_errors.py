@@ -225,6 +225,8 @@ def test_what_a_read_only_disk_cannot_take_is_told_with_the_path_and_the_cure(ma
     before = machine.tree()
     with pytest.raises(StoragePoolException, match="/mnt/foo/appvms/work: Read-only .*; mend it"):
         system.set_vm("work", label="blue")
+    with pytest.raises(StoragePoolException, match="VM vm: cannot be made in pool foo .*Read-only"):
+        system.create_vm("vm", pool="foo")
     match = "pool new: cannot make /mnt/foo/new: Read-only file system; make /mnt/foo, or mount it"
     with pytest.raises(StoragePoolException, match=match):
         system.add_pool("new", dir_path="/mnt/foo/new")
