@@ -125,5 +125,7 @@ and its template, and what is absent goes last, VMs before templates before pool
 {%- do present.update(gone.templates) %}
 {%- do present.update(gone.pools) %}
 {%- for id, body in present.items() %}
-{{ id | json }}: {{ body | yaml }}
+{#- An explicit key, for YAML takes no other that is longer than 1024 characters. #}
+? {{ id | json }}
+: {{ body | yaml }}
 {%- endfor %}
