@@ -45,7 +45,12 @@ def _load(root, path):
     cached = _cache.get((root, path))
     if cached and stamp and cached[0] == stamp:
         return cached[1]
-    loaded = _Conf(files.read(root, path), path)
+    data = files.read(root, path)
+    if data is None:  # which is a version, too
+        stamp = "not there"
+        if cached and cached[0] == stamp:
+            return cached[1]
+    loaded = _Conf(data, path)
     if stamp:
         _cache[root, path] = (stamp, loaded)
     return loaded

@@ -1,5 +1,6 @@
 """Looking takes no lock: a call sees one version of each file, whatever others do meanwhile."""
 
+import collections
 import os
 import threading
 
@@ -67,8 +68,11 @@ def test_an_error_that_came_of_others_is_not_told(system):
 
 def test_an_error_that_stands_is_told_at_once(system, root):
     os.unlink(root / "opt/zoo/appvms/work/private.img")
+    asked = []
+    system._newest = lambda path, newest=system._newest: asked.append(path) or newest(path)
     with pytest.raises(OutOfStep, match=r"VM work: .*private\.img is gone"):
         system.vm_diff("work", label="blue")
+    assert max(collections.Counter(asked).values()) == 2  # to look, and to look for a change
 
 
 def test_disk_and_registry_are_awaited_while_somebody_holds_the_lock(system, root):

@@ -106,7 +106,7 @@ def test_a_value_of_the_wrong_type_is_named(value, type_):
         normalise("opt", value, type_, "pool foo: opt")
 
 
-@pytest.mark.parametrize("value", [None, [], {}, b"x", object(), "\ud800"], ids=repr)
+@pytest.mark.parametrize("value", [None, [], {}, b"x", len, "\ud800"], ids=repr)
 def test_only_text_numbers_and_truth_values_are_written(value):
     with pytest.raises(InvalidInput, match="opt"):
         as_text("opt", value, "pool foo")
