@@ -1,15 +1,18 @@
 # make highstate   the main job, in ./demo: a machine root made as a pillar says
-# make test        all tests; SALT=3006 for another Salt, TESTS=tests/unit for a part
+# make test        all tests; SALT=3006 for another Salt, TESTS=tests/unit for a part, JOBS=0 for
+#                  one after the other
 # make torture     every step of every operation killed, failed and replayed: takes hours
 # make coverage    which lines and branches of the core no test reaches: there is to be none
 # make lint bench install
 PYTHON ?= python3
 SALT ?=
 TESTS ?= tests
+JOBS ?= 4
 EXAMPLE ?= workstation
 DESTDIR ?= /srv/salt
 VENV := .venv$(if $(SALT),-$(SALT))
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 DEMO := $(CURDIR)/demo
 
 .PHONY: highstate test torture coverage lint format bench install dist clean
@@ -24,14 +27,14 @@ highstate: $(VENV)/ready
 	@echo "Its pillar is demo/srv/pillar/machine.sls; run 'make highstate' again: nothing changes."
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(PYTEST) $(TESTS) $(ARGS)
 
 torture: $(VENV)/ready
-	TORTURE=1 $(BIN)/python -m pytest tests/torture $(ARGS)
+	TORTURE=1 $(PYTEST) tests/torture $(ARGS)
 
 # Without tests/integration and tests/torture, whose processes are not measured.
 coverage: $(VENV)/ready
-	$(BIN)/python -m pytest --cov --cov-report=term tests/unit tests/r32 tests/functional $(ARGS)
+	$(PYTEST) --cov --cov-report=term tests/unit tests/r32 tests/functional $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

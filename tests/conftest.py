@@ -1,5 +1,6 @@
 """What all tests share: the core on the path, and machines to work on."""
 
+import collections
 import os
 import pathlib
 import shutil
@@ -52,3 +53,32 @@ def no_log_kept_for_later():
 def salt_factories_config(tmp_path_factory):
     """A root_dir of our own: the scripts in the shared one name another virtual environment."""
     return {"root_dir": str(tmp_path_factory.mktemp("salt"))}
+
+
+_FIGURES = pytest.StashKey()
+
+
+def _figures(config):
+    return config.stash.setdefault(_FIGURES, collections.Counter())
+
+
+@pytest.fixture(scope="session")
+def figures(request):
+    """``{what: how many}``, shown at the end of the run: what docs/reliability.md quotes."""
+    return _figures(request.config)
+
+
+def pytest_sessionfinish(session):
+    """One of several processes tells its figures to that which shows them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["figures"] = dict(_figures(session.config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _figures(node.config).update(getattr(node, "workeroutput", {}).get("figures", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for what, count in sorted(_figures(config).items()):
+        terminalreporter.write_line(f"figures: {what}: {count:,}")

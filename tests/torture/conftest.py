@@ -1,6 +1,5 @@
 """What the torture tests share: how far to go."""
 
-import collections
 import contextlib
 import os
 
@@ -25,20 +24,6 @@ from tests.torture.world import World
 def everything():
     """Whether every step is walked, as ``make torture`` asks, or the part that CI has time for."""
     return bool(os.environ.get("TORTURE"))
-
-
-_FIGURES = pytest.StashKey()
-
-
-@pytest.fixture(scope="session")
-def figures(request):
-    """``{what: how many}``, shown at the end of the run: what docs/reliability.md quotes."""
-    return request.config.stash.setdefault(_FIGURES, collections.Counter())
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    for what, count in config.stash.get(_FIGURES, {}).items():
-        terminalreporter.write_line(f"figures: {what}: {count:,}")
 
 
 @pytest.fixture(scope="session")
