@@ -92,8 +92,8 @@ def test_the_names_of_vms_that_are_made_at_start_are_not_taken(call, machine):
 
 def test_a_standalone_is_copied_from_the_default_template(call, machine):
     assert call("create", "-l", "red", "-s", "alone")[0] == 0
-    root = machine.path(f"{LIB}/appvms/alone/root.img")
-    assert root.read_bytes()[:14] == b"ROOT:fedora-23"
+    with machine.path(f"{LIB}/appvms/alone/root.img").open("rb") as root:
+        assert root.read(14) == b"ROOT:fedora-23"
     assert call("create", "-l", "red", "-s", "-n", "net")[0] == 0
     assert machine.path(f"{LIB}/servicevms/net/root.img").exists()
     assert machine.entries()["net"].attrs["template_qid"] == "none"
