@@ -1,7 +1,6 @@
 """What the torture tests share: how far to go."""
 
 import contextlib
-import os
 
 import pytest
 
@@ -23,7 +22,7 @@ from tests.torture.world import World
 @pytest.fixture(scope="session")
 def everything():
     """Whether every step is walked, as ``make torture`` asks, or the part that CI has time for."""
-    return bool(os.environ.get("TORTURE"))
+    return operations.EVERYTHING
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,15 @@ import os
 import shutil
 from dataclasses import dataclass
 
+import pytest
+
 from tests.r32.machine import LIB
 
 MIB = 1024**2
 GIB = 1024**3
 FILESYSTEMS = {"xen": "ext4", "reflink": "xfs", "btrfs": "btrfs"}  # of a driver's pools
 DRIVERS = tuple(FILESYSTEMS)
+EVERYTHING = bool(os.environ.get("TORTURE"))  # all is walked, or the part that CI has time for
 
 
 @dataclass(frozen=True)
@@ -240,3 +243,17 @@ OPERATIONS = {
 def of_driver(driver):
     """The operations that a driver can do."""
     return [each for each in OPERATIONS.values() if driver in each.drivers]
+
+
+def walked(part):
+    """
+    Has a test walk operations of each driver, one at a time: those that ``part`` names,
+    ``{driver: names}``, or all.
+    """
+    chosen = [
+        (driver, operation)
+        for driver in DRIVERS
+        for operation in of_driver(driver)
+        if EVERYTHING or operation.name in part[driver]
+    ]
+    return pytest.mark.parametrize(("built", "operation"), chosen, indirect=["built"], ids=str)

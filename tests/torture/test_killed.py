@@ -2,11 +2,10 @@
 
 import pytest
 
-from tests.torture.operations import OPERATIONS, of_driver
-from tests.torture.walking import Walk, problems_of
+from tests.torture.operations import walked
+from tests.torture.walking import Walk, take
 
 pytestmark = pytest.mark.usefixtures("tracing")
-# What CI walks, step by step; ``make torture`` walks all.
 PART = {
     "xen": ("pool set", "rename", "import near"),
     "reflink": ("pool remove", "migrate to another driver", "revert root"),
@@ -14,25 +13,16 @@ PART = {
 }
 
 
-def test_killed_anywhere_the_next_run_finishes_or_undoes_it(world, everything, figures):
-    problems = []
-    chosen = [OPERATIONS[name] for name in PART[world.driver]]
-    for operation in of_driver(world.driver) if everything else chosen:
-        walk = Walk(world, operation)
+@walked(PART)
+def test_killed_anywhere_the_next_run_finishes_or_undoes_it(world, operation, figures):
+    walk = Walk(world, operation)
 
-        def steps(walk=walk):
-            for call in walk.calls:
+    def check(call):
+        walk.kill(call)
+        walk.check_whole()
+        walk.check_converges()
 
-                def check(call=call):
-                    walk.kill(call)
-                    walk.check_whole()
-                    walk.check_converges()
-
-                yield f"{world.driver}: {walk.operation} killed at {call}", check
-
-        count, found = problems_of(steps())
-        assert count >= 5
-        figures["operations killed at each step"] += 1
-        figures["steps killed"] += count
-        problems += found
-    assert not problems, "\n".join([f"{len(problems)} problems", *problems[:40]])
+    count = take((f"killed at {call}", lambda call=call: check(call)) for call in walk.calls)
+    assert count >= 5
+    figures["operations killed at each step"] += 1
+    figures["steps killed"] += count

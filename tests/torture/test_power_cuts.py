@@ -11,8 +11,8 @@ import os
 import pytest
 
 from tests.torture import disk_calls, disk_states, disk_tree, strace
-from tests.torture.operations import of_driver
-from tests.torture.walking import Walk, need, problems_of
+from tests.torture.operations import EVERYTHING, walked
+from tests.torture.walking import Walk, hold, need, problems_of
 
 pytestmark = pytest.mark.usefixtures("tracing")
 _CI = {
@@ -96,19 +96,16 @@ class Cuts:
         return found
 
 
-def test_whatever_has_reached_the_disk_the_next_run_mends_it(world, everything, figures):
-    problems = []
-    for operation in of_driver(world.driver):
-        if not everything and operation.name not in _CI[world.driver]:
-            continue
-        cuts = Cuts(world, operation)
-        disk = cuts.played(cuts.calls).disk
-        cuts.check_model(disk)
-        figures["power cuts: operations"] += 1
-        figures["power cuts: calls of recorded runs"] += len(cuts.calls)
-        figures["power cuts: steps to the disk"] += len(disk.steps)
-        figures["power cuts: syncs"] += len(disk.sure)
-        problems += cuts.problems(disk, f"{world.driver}: {operation}", figures)
-        if everything and operation.name in _MENDED:
-            problems += cuts.mended(figures)
-    assert not problems, "\n".join([f"{len(problems)} problems", *problems[:40]])
+@walked(_CI)
+def test_whatever_has_reached_the_disk_the_next_run_mends_it(world, operation, figures):
+    cuts = Cuts(world, operation)
+    disk = cuts.played(cuts.calls).disk
+    cuts.check_model(disk)
+    figures["power cuts: operations"] += 1
+    figures["power cuts: calls of recorded runs"] += len(cuts.calls)
+    figures["power cuts: steps to the disk"] += len(disk.steps)
+    figures["power cuts: syncs"] += len(disk.sure)
+    problems = cuts.problems(disk, str(operation), figures)
+    if EVERYTHING and operation.name in _MENDED:
+        problems += cuts.mended(figures)
+    hold(problems)

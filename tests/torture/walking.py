@@ -216,3 +216,15 @@ def problems_of(steps):
         except Exception as err:
             problems.append(f"{title}: {type(err).__name__}: {err}")
     return count, problems
+
+
+def hold(problems):
+    """Fail with all that is wrong, if anything is."""
+    assert not problems, "\n".join([f"{len(problems)} problems", *problems[:40]])
+
+
+def take(steps):
+    """Take ``(title, check)`` pairs, and fail with all that is wrong; returns how many they are."""
+    count, problems = problems_of(steps)
+    hold(problems)
+    return count
