@@ -1,187 +1,20 @@
 """
-A VM's directory, made whole and then renamed into place, or deleted; a dead run is mended.
+A VM's directory, made whole and then renamed into place, or deleted.
 
 Everything is built in ``.NAME.creating``, closed to others, beside the place of the VM's directory
-NAME. While that marker is there and the registry does not know NAME, a run died: the next one takes
-away what it left. What is to be deleted is first renamed to ``.NAME.removing``: if the registry
-still knows NAME, the next run renames it back, else it deletes on. The registry's lock is held all
-the while, so whatever is found there is left by the dead. A VM that moves leaves the markers of
-:py:mod:`markers`, one at either place.
+NAME. While that marker is there and the registry does not know NAME, a run died. What is to be
+deleted is first renamed to ``.NAME.removing``. The registry's lock is held all the while, so
+whatever is found there is left by the dead: :py:mod:`mending` finishes or undoes it.
 """
 
 import contextlib
 import os
-from dataclasses import dataclass, field
 
-from qubes_storage import files, image, markers, registry, transfer, trees
+from qubes_storage import files, image, markers, mending, registry, transfer
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
+from qubes_storage.plan import Outside, Source
 from qubes_storage.vm import ICONS, KERNEL_FILES, KERNELS
-
-
-@dataclass
-class Source:
-    """An image of a VM in its pool, to be copied."""
-
-    pool: object
-    vm: object
-    filename: str
-
-    @property
-    def path(self):
-        """Where the machine sees it."""
-        return os.path.join(self.pool.vmdir(self.vm), self.filename)
-
-    @contextlib.contextmanager
-    def opened(self):
-        """A reading handle."""
-        fd = self.pool.open_vm(self.vm)
-        if fd is None:
-            raise StoragePoolException(
-                f"VM {self.vm.name}: {self.path}: is gone; mount its disk, or restore it from a"
-                " backup"
-            )
-        with files.closing(fd):
-            try:
-                img = image.open_image(files.at(fd, self.filename))
-            except OSError as err:
-                raise StoragePoolException(
-                    f"VM {self.vm.name}: {self.path}: {err.strerror}"
-                    f"{left_behind(self.pool, self.vm)}"
-                ) from err
-        with files.closing(img):
-            yield img
-
-
-@dataclass
-class Outside:
-    """A file of the caller's, to become the root image; with ``moved`` it goes when that stands."""
-
-    path: str
-    moved: bool = False
-
-    @contextlib.contextmanager
-    def opened(self):
-        """A reading handle."""
-        with files.closing(image.open_image(self.path, anywhere=True)) as img:
-            yield img
-
-
-@dataclass
-class Image:
-    """An image to make: of ``size`` bytes, and a copy of ``source`` if there is one."""
-
-    filename: str
-    size: int
-    source: Source = None
-
-
-@dataclass
-class Plan:
-    """The directory to make for a VM."""
-
-    vm: object
-    pool: object
-    images: list = field(default_factory=list)
-    has_kernel: bool = True  # False where there is none to run it
-    attrs: dict = field(default_factory=dict)  # of its entry, as a clone has them of its source
-    kernels: str = None  # the version of the kernel to copy
-    takes: object = None  # the transfer.Take of another VM's directory
-    origin: object = None  # the markers.Origin, for a VM that moves
-    texts: dict = field(default_factory=dict)  # {file name: bytes} of what nothing else brings
-
-
-def unfinished(pool, vm):
-    """The paths of what a dead run left of a VM in a pool."""
-    try:
-        with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
-            names = [mark(vm.dirname) for mark in (creating, removing, moving)]
-            found = [name for name in names if files.exists(fd, name)]
-    except StoragePoolException:
-        return []
-    return [os.path.join(pool.dir_path, vm.klass.subdir, name) for name in found]
-
-
-def left_behind(pool, vm):
-    """What an error about a VM's files says besides, if a dead run left some of them."""
-    paths = ", ".join(unfinished(pool, vm))
-    return paths and f"; {paths} is left by a run that died: qubes_vm.set {vm.name} mends it"
-
-
-def open_vm(pool, vm):
-    """A handle of a VM's directory, also of one that a dead run was removing, or None."""
-    fd = pool.open_vm(vm)
-    if fd is None:
-        try:
-            with files.closing(pool.open_subdir(vm.klass.subdir)) as subdir:
-                return files.open_subdir(subdir, removing(vm.dirname))
-        except (OSError, StoragePoolException):
-            return None
-    return fd
-
-
-def mend(pool, vm, registered):
-    """Finish or undo what a dead run left of a VM."""
-    with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
-        try:
-            _mend(pool, vm, registered, fd)
-        except OSError as err:
-            place = os.path.dirname(pool.vmdir(vm))
-            raise StoragePoolException(
-                f"VM {vm.name}: {place}: what a dead run left cannot be mended: {err.strerror};"
-                " mend the disk and try again"
-            ) from err
-
-
-def _mend(pool, vm, registered, fd):
-    name, place = vm.dirname, pool.vmdir(vm)
-    if not any(files.exists(fd, mark(name)) for mark in (creating, moving, removing)):
-        return
-    registry.sync(pool.root)  # the dead run may not have come to that
-    if files.exists(fd, creating(name)):
-        if registered:
-            _finish(pool.root, fd, name, place)
-        else:
-            markers.undo(pool.root, fd, name, place)
-    if files.exists(fd, moving(name)):
-        markers.mend_moving(pool.root, fd, name, place, registered)
-    if files.exists(fd, removing(name)):
-        if registered and not files.exists(fd, name):
-            os.close(files.open_subdir(fd, removing(name)))  # a link is nobody's directory
-            os.rename(removing(name), name, src_dir_fd=fd, dst_dir_fd=fd)
-        else:
-            files.remove(fd, removing(name))
-    os.fsync(fd)
-
-
-def _finish(root, fd, name, place):
-    """A VM is made and registered: what it came from goes, and then the marker."""
-    with markers.opened(fd, name) as marker:
-        origin = markers.Origin.of(marker, place)
-        if origin:
-            origin.leave(root)
-        outside = markers.read(marker, markers.OUTSIDE)
-    if outside and outside.count(":") > 1:
-        _remove_outside(*outside.split(":", 2))
-        with files.closing(files.open_subdir(fd, name)) as vmdir:
-            # A file that was linked has kept its mode till now.
-            finish_image(files.at(vmdir, "root.img"))
-    trees.remove_tree(fd, creating(name))
-
-
-def _remove_outside(changed, inode, path):
-    """Delete a file of the caller's if it is still the one that became an image."""
-    parent, name = os.path.split(path)
-    try:
-        # The path had no links in it: one that is there now is of somebody who may write there.
-        fd = files.open_inside("/", "/", *(part for part in parent.split("/") if part))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    with files.closing(fd):
-        found = files.exists(fd, name)
-        if found and (str(found.st_mtime_ns), str(found.st_ino)) == (changed, inode):
-            os.unlink(name, dir_fd=fd)
-        os.fsync(fd)  # gone from the disk before the marker goes
 
 
 def check_vacant(pool, vm):
@@ -211,7 +44,7 @@ def built(plan):
     placed = False
     with contextlib.ExitStack() as stack:
         fd = stack.enter_context(files.closing(pool.open_subdir(vm.klass.subdir)))
-        mend(pool, vm, False)
+        mending.mend(pool, vm, False)
         if files.exists(fd, name):
             raise _occupied(pool, vm)
         marker = None
@@ -245,7 +78,7 @@ def built(plan):
             raise
         try:
             if registry.is_synced(pool.root):  # else the next run does that
-                _finish(pool.root, fd, name, pool.vmdir(vm))
+                mending.finish(pool.root, fd, name, pool.vmdir(vm))
         except OSError as err:
             raise StoragePoolException(
                 f"VM {vm.name}: is in {pool.vmdir(vm)}, but what it came from could not be taken"
@@ -280,7 +113,7 @@ def _build(plan, marker):
         for filename, data in plan.texts.items():
             with open(files.at(fd, filename), "xb", opener=_private) as file:
                 file.write(data)
-            finish_image(files.at(fd, filename))
+            image.finish(files.at(fd, filename))
         if plan.takes:
             transfer.take(plan.takes, pool, fd)
         if not plan.origin and not files.exists(fd, "icon.png"):
@@ -323,7 +156,7 @@ def _put(pool, wanted, fd, marker):
     if image.measure(fd, wanted.filename)[0] < wanted.size:
         pool.resize_image(path, wanted.size)
     if not linked:
-        finish_image(path)
+        image.finish(path)
 
 
 def _take_in(pool, wanted, fd, marker):
@@ -355,18 +188,8 @@ def _copy_kernels(plan, kernels):
             path = files.at(kernels, filename)
             with files.closing(image.open_image(files.at(source, filename))) as kernel:
                 image.clone(kernel, path)
-            finish_image(path)
+            image.finish(path)
     os.fsync(kernels)
-
-
-def finish_image(path):
-    """Give a new file its group and mode, and bring it to the disk."""
-    fd = image.open_image(path, os.O_RDWR)
-    try:
-        files.own(fd, files.FILE_MODE)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -377,7 +200,7 @@ def removed(pool, vm):
     The body writes the registry.
     """
     with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
-        mend(pool, vm, True)
+        mending.mend(pool, vm, True)
         there = files.exists(fd, vm.dirname)
         if there:
             os.rename(vm.dirname, removing(vm.dirname), src_dir_fd=fd, dst_dir_fd=fd)

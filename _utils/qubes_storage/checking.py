@@ -5,7 +5,7 @@ import errno
 import os
 import stat
 
-from qubes_storage import build, files, image
+from qubes_storage import build, files, image, mending
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.values import format_size
@@ -40,7 +40,7 @@ class Checking:
         except StoragePoolException as err:
             return [str(err)]
         found = [f"{p}: is left by a run that died; qubes_vm.set {name} mends it"
-                 for p in build.unfinished(pool, vm)]  # fmt: skip
+                 for p in mending.unfinished(pool, vm)]  # fmt: skip
         fd = pool.open_vm(vm)
         place = pool.vmdir(vm)
         if fd is None:
@@ -209,7 +209,7 @@ class Checking:
         except OSError as err:
             raise StoragePoolException(
                 f"VM {vm.name}: {pool.vmdir(vm)}: {err.strerror}; mend it and try again"
-                f"{build.left_behind(pool, vm)}"
+                f"{mending.left_behind(pool, vm)}"
             ) from err
 
     @staticmethod
@@ -226,7 +226,7 @@ class Checking:
         """An open directory with an empty image that is to replace one in ``fd``."""
         with files.workshop(fd, f".{name}.new") as new:
             pool.create_image(files.at(new, name), size)
-            build.finish_image(files.at(new, name))
+            image.finish(files.at(new, name))
             yield new
 
 

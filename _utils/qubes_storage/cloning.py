@@ -2,8 +2,9 @@
 
 import os
 
-from qubes_storage import build, image, transfer
+from qubes_storage import build, image, mending, transfer
 from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.plan import Image, Outside, Plan
 from qubes_storage.values import check_vm_name
 from qubes_storage.vm import IMAGES, VM
 
@@ -71,8 +72,8 @@ class Cloning:
             template=runs_on,
         )
         place = self.pool_of(vm)
-        plan = build.Plan(vm, place)
-        left = build.unfinished(place, vm)
+        plan = Plan(vm, place)
+        left = mending.unfinished(place, vm)
         self._check_images(source, self.pool_of(source), [])
         # Its root may be in use by the VMs that run on it, which only read it.
         self._check_all_halted(source, ("private",) if source.klass.is_template else None)
@@ -111,10 +112,10 @@ class Cloning:
             if volume in ("root", "private"):
                 size, copied = self._find_image(plan.vm, source, volume)
                 size = max(size, sizes.get(volume, 0))
-                plan.images.append(build.Image(IMAGES[volume], size, copied))
+                plan.images.append(Image(IMAGES[volume], size, copied))
                 root = size if volume == "root" else root
         if "root-cow" in plan.vm.images:
-            plan.images.append(build.Image(IMAGES["root-cow"], root))
+            plan.images.append(Image(IMAGES["root-cow"], root))
         pool = self.pool_of(source)
         names = list(_FILES)
         with self._writing(source, pool) as fd:
@@ -147,7 +148,7 @@ class Cloning:
                 f"VM {vm.name}: {word} {path} is in use by {device}; detach it first"
             )
         size = max(found.st_size, size)
-        outside = build.Outside(real, moved)
+        outside = Outside(real, moved)
         for wanted in plan.images:
             if wanted.filename == IMAGES["root"]:
                 wanted.source, wanted.size = outside, size

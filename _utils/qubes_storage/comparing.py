@@ -2,7 +2,7 @@
 
 import os
 
-from qubes_storage import build
+from qubes_storage import mending
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 
 
@@ -26,7 +26,7 @@ class Comparing:
             )
         place = self.pool_of(vm)
         changes = {}
-        left = build.unfinished(place, vm)
+        left = mending.unfinished(place, vm)
         if left:
             changes["unfinished"] = {"old": left, "new": None}
         there = self._check_images(vm, place, left)

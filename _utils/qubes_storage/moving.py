@@ -9,9 +9,10 @@ import contextlib
 import copy
 import os
 
-from qubes_storage import build, files, guards, image, markers, transfer, trees
+from qubes_storage import build, files, guards, image, markers, mending, transfer, trees
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
+from qubes_storage.plan import Plan
 from qubes_storage.pool import in_force
 from qubes_storage.values import check_vm_name
 from qubes_storage.vm import SUBDIRS
@@ -34,9 +35,9 @@ class Moving:
         with self.locked("VM", name):
             changes, vm, renamed = self._plan_rename(name, new_name)
             if vm is None:
-                build.mend(self.pool_of(renamed), renamed, True)
+                mending.mend(self.pool_of(renamed), renamed, True)
                 return changes
-            build.mend(self.pool_of(vm), vm, True)
+            mending.mend(self.pool_of(vm), vm, True)
             self._move(vm, renamed, {"name": new_name, "conf_file": f"{new_name}.conf"})
         return changes
 
@@ -46,7 +47,7 @@ class Moving:
         check_vm_name(new_name)
         vm, there = self.find_vm(name), self.find_vm(new_name)
         if vm is None and there is not None:
-            left = build.unfinished(self.pool_of(there), there)
+            left = mending.unfinished(self.pool_of(there), there)
             if self._came_from(there, name):
                 return {"unfinished": {"old": left, "new": None}}, None, there
         vm = self.get_vm(name)
@@ -62,7 +63,7 @@ class Moving:
         renamed.name = new_name
         pool = self.pool_of(vm)
         guards.check_mount(self.root, pool.name, self.guards(pool.name))
-        left = build.unfinished(pool, vm) + build.unfinished(pool, renamed)
+        left = mending.unfinished(pool, vm) + mending.unfinished(pool, renamed)
         self._check_images(vm, pool, left)
         self._check_all_halted(vm)
         build.check_vacant(pool, renamed)
@@ -138,7 +139,7 @@ class Moving:
         source, target = self.pool_of(vm), self.pool_of(moved)
         place = target.vmdir(moved)
         attrs = {**attrs, "dir_path": place, "firewall_conf": "firewall.xml"}
-        plan = build.Plan(moved, target)
+        plan = Plan(moved, target)
         plan.takes = transfer.Take(source, vm, keep=True)
         plan.takes.link = not keep and self._links(source, target)
         plan.takes.renamed = {f"{vm.name}.conf": f"{moved.name}.conf"}
@@ -148,7 +149,7 @@ class Moving:
             inode = image.identity(fd, vm.dirname)
             plan.origin = markers.Origin(source.vmdir(vm), inode, keep, place)
             mark = markers.moving(vm.dirname)
-            build.mend(target, moved, False)  # first: it takes away the mark of a dead run's move
+            mending.mend(target, moved, False)  # first: it takes away the mark of a dead run's move
             os.symlink(place, mark, dir_fd=fd)
             try:
                 os.fsync(fd)

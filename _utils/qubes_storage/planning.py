@@ -3,11 +3,13 @@
 import os
 import stat
 
-from qubes_storage import build, files, image
+from qubes_storage import build, files, image, mending
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.plan import Image, Plan, Source
 from qubes_storage.values import check_vm_name, parse_size
 from qubes_storage.vm import (
     IMAGES,
+    KERNEL_FILES,
     KERNELS,
     KLASSES,
     PRIVATE_SIZE,
@@ -139,8 +141,8 @@ class Planning:
         source = self._source(name, template) if template is not None else None
         if runs_on and "root" in sizes:
             raise self._root_is_templates(name, runs_on)
-        plan = build.Plan(vm, place)
-        left = build.unfinished(place, vm)
+        plan = Plan(vm, place)
+        left = mending.unfinished(place, vm)
         self._plan_images(plan, source, sizes)
         if outside[0] is not None:
             self._plan_import(plan, *outside, sizes.get("root", 0))
@@ -208,23 +210,23 @@ class Planning:
         for volume, filename in vm.images.items():
             if volume == "volatile":
                 size = volatile_size(max(root, vm.klass.root_size) if root else vm.klass.root_size)
-                plan.images.append(build.Image(filename, size))
+                plan.images.append(Image(filename, size))
             elif volume == "root-cow":
-                plan.images.append(build.Image(filename, root))
+                plan.images.append(Image(filename, root))
             elif source is None:
                 size = {"private": PRIVATE_SIZE, "root": vm.klass.root_size}[volume]
                 size = max(size, sizes.get(volume, 0))
-                plan.images.append(build.Image(filename, size))
+                plan.images.append(Image(filename, size))
                 root = size if volume == "root" else root
             else:
                 size, copied = self._find_image(vm, source, volume)
                 size = max(size, sizes.get(volume, 0))
-                plan.images.append(build.Image(filename, size, copied))
+                plan.images.append(Image(filename, size, copied))
                 root = size if volume == "root" else root
 
     def _find_image(self, vm, source, volume):
         """``(size, source)`` of an image to copy."""
-        source = build.Source(self.pool_of(source), source, IMAGES[volume])
+        source = Source(self.pool_of(source), source, IMAGES[volume])
         there = self.images_on_disk(source.vm).get(volume)
         if there is None:
             raise StoragePoolException(
@@ -251,13 +253,13 @@ class Planning:
             with files.closing(build.open_kernels(self.root, version)) as fd:
                 there = [
                     name
-                    for name in build.KERNEL_FILES
+                    for name in KERNEL_FILES
                     if (found := files.exists(fd, name)) and stat.S_ISREG(found.st_mode)
                 ]
         except OSError:
             there = []
         path = os.path.join(KERNELS, version)
-        lacking = [os.path.join(path, n) for n in build.KERNEL_FILES if n not in there]
+        lacking = [os.path.join(path, n) for n in KERNEL_FILES if n not in there]
         if lacking:
             raise StoragePoolException(
                 f"VM {vm.name}: {', '.join(lacking)} is not there to be copied; install that kernel"

@@ -3,7 +3,7 @@
 import os
 import stat
 
-from qubes_storage import build, files, guards, image, trees
+from qubes_storage import build, files, guards, image, mending, trees
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.pool import Pool
@@ -43,7 +43,7 @@ class Removal:
     def _left(self, vm):
         """The paths of what a dead run left of a registered VM."""
         try:
-            return build.unfinished(self.pool_of(vm), vm)
+            return mending.unfinished(self.pool_of(vm), vm)
         except StoragePoolException:
             return []
 
@@ -58,7 +58,7 @@ class Removal:
                 continue
             for klass in self.places() if isinstance(pool, Pool) else ():
                 vm = VM(name, klass, pool=pool_name)
-                paths = build.unfinished(pool, vm)
+                paths = mending.unfinished(pool, vm)
                 if paths:
                     yield pool, vm, paths
 
@@ -92,7 +92,7 @@ class Removal:
             return None, {}
         if vm.klass.name == "DispVM":
             return None, {}
-        fd = build.open_vm(pool, vm)
+        fd = mending.open_vm(pool, vm)
         if fd is None:
             return None, {}
         with files.closing(fd):
@@ -132,10 +132,10 @@ class Removal:
             vm = self.find_vm(name)
             if vm is None:
                 for pool, left, _ in list(self._leftovers(name)):
-                    build.mend(pool, left, False)
+                    mending.mend(pool, left, False)
             elif keep:
                 if "unfinished" in changes:
-                    build.mend(self.pool_of(vm), vm, True)
+                    mending.mend(self.pool_of(vm), vm, True)
                 self.save_registry(self._without(registry, vm))
             elif "deleted" in changes or "unfinished" in changes:
                 with build.removed(self.pool_of(vm), vm):

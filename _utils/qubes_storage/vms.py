@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 
-from qubes_storage import build, files, guards, image
+from qubes_storage import build, files, guards, image, mending
 from qubes_storage.cloning import Cloning
 from qubes_storage.comparing import Comparing
 from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
@@ -159,7 +159,7 @@ class VMs(Planning, Comparing, Cloning):
             changes, _ = self.plan(name, **declared)
             pool = self.pool_of(vm)
             if "unfinished" in changes:
-                build.mend(pool, vm, True)
+                mending.mend(pool, vm, True)
             if "pool" in changes:
                 self._migrate(vm, changes["pool"]["new"], keep)
                 vm = self.get_vm(name)
@@ -206,7 +206,7 @@ class VMs(Planning, Comparing, Cloning):
             changes, _ = self.plan(name, volumes={volume: size})
             pool = self.pool_of(vm)
             if "unfinished" in changes:
-                build.mend(pool, vm, True)
+                mending.mend(pool, vm, True)
                 changes.update(self.plan(name, volumes={volume: size})[0])
             there = self.images_on_disk(vm).get(volume, (0,))[0]
             if size < there:

@@ -13,6 +13,7 @@ import sys
 import pytest
 from qubes_storage import build, image, registry
 from qubes_storage.exc import StoragePoolException
+from qubes_storage.vm import KERNEL_FILES
 
 from tests.r32.machine import LIB, XML, element
 
@@ -59,7 +60,7 @@ def check_whole(machine):
     assert sorted(os.listdir(machine.path(VMDIR))) == [
         "icon.png", "kernels", "private.img", "root.img", "volatile.img",
     ]  # fmt: skip
-    assert sorted(os.listdir(machine.path(f"{VMDIR}/kernels"))) == sorted(build.KERNEL_FILES)
+    assert sorted(os.listdir(machine.path(f"{VMDIR}/kernels"))) == sorted(KERNEL_FILES)
     modes = {entry.get("mode") for path, entry in machine.tree().items() if VMDIR in path}
     assert modes == {None, "2770", "0660"}
     with open(machine.path(f"{VMDIR}/private.img"), "rb") as file:

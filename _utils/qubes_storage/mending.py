@@ -1,0 +1,106 @@
+"""
+What a dead run left of a VM, finished or undone by the next one that changes the VM.
+
+``.NAME.creating`` beside a VM's directory: its making is undone if the registry does not know NAME,
+else finished. ``.NAME.removing``: it is renamed back if the registry still knows NAME, else deleted
+on. A VM that moves leaves the markers of :py:mod:`markers`, one at either place.
+"""
+
+import os
+
+from qubes_storage import files, image, markers, registry, trees
+from qubes_storage.exc import StoragePoolException
+from qubes_storage.markers import creating, moving, removing
+
+
+def unfinished(pool, vm):
+    """The paths of what a dead run left of a VM in a pool."""
+    try:
+        with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
+            names = [mark(vm.dirname) for mark in (creating, removing, moving)]
+            found = [name for name in names if files.exists(fd, name)]
+    except StoragePoolException:
+        return []
+    return [os.path.join(pool.dir_path, vm.klass.subdir, name) for name in found]
+
+
+def left_behind(pool, vm):
+    """What an error about a VM's files says besides, if a dead run left some of them."""
+    paths = ", ".join(unfinished(pool, vm))
+    return paths and f"; {paths} is left by a run that died: qubes_vm.set {vm.name} mends it"
+
+
+def open_vm(pool, vm):
+    """A handle of a VM's directory, also of one that a dead run was removing, or None."""
+    fd = pool.open_vm(vm)
+    if fd is None:
+        try:
+            with files.closing(pool.open_subdir(vm.klass.subdir)) as subdir:
+                return files.open_subdir(subdir, removing(vm.dirname))
+        except (OSError, StoragePoolException):
+            return None
+    return fd
+
+
+def mend(pool, vm, registered):
+    """Finish or undo what a dead run left of a VM."""
+    with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
+        try:
+            _mend(pool, vm, registered, fd)
+        except OSError as err:
+            place = os.path.dirname(pool.vmdir(vm))
+            raise StoragePoolException(
+                f"VM {vm.name}: {place}: what a dead run left cannot be mended: {err.strerror};"
+                " mend the disk and try again"
+            ) from err
+
+
+def _mend(pool, vm, registered, fd):
+    name, place = vm.dirname, pool.vmdir(vm)
+    if not any(files.exists(fd, mark(name)) for mark in (creating, moving, removing)):
+        return
+    registry.sync(pool.root)  # the dead run may not have come to that
+    if files.exists(fd, creating(name)):
+        if registered:
+            finish(pool.root, fd, name, place)
+        else:
+            markers.undo(pool.root, fd, name, place)
+    if files.exists(fd, moving(name)):
+        markers.mend_moving(pool.root, fd, name, place, registered)
+    if files.exists(fd, removing(name)):
+        if registered and not files.exists(fd, name):
+            os.close(files.open_subdir(fd, removing(name)))  # a link is nobody's directory
+            os.rename(removing(name), name, src_dir_fd=fd, dst_dir_fd=fd)
+        else:
+            files.remove(fd, removing(name))
+    os.fsync(fd)
+
+
+def finish(root, fd, name, place):
+    """A VM is made and registered: what it came from goes, and then the marker."""
+    with markers.opened(fd, name) as marker:
+        origin = markers.Origin.of(marker, place)
+        if origin:
+            origin.leave(root)
+        outside = markers.read(marker, markers.OUTSIDE)
+    if outside and outside.count(":") > 1:
+        _remove_outside(*outside.split(":", 2))
+        with files.closing(files.open_subdir(fd, name)) as vmdir:
+            # A file that was linked has kept its mode till now.
+            image.finish(files.at(vmdir, "root.img"))
+    trees.remove_tree(fd, creating(name))
+
+
+def _remove_outside(changed, inode, path):
+    """Delete a file of the caller's if it is still the one that became an image."""
+    parent, name = os.path.split(path)
+    try:
+        # The path had no links in it: one that is there now is of somebody who may write there.
+        fd = files.open_inside("/", "/", *(part for part in parent.split("/") if part))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with files.closing(fd):
+        found = files.exists(fd, name)
+        if found and (str(found.st_mtime_ns), str(found.st_ino)) == (changed, inode):
+            os.unlink(name, dir_fd=fd)
+        os.fsync(fd)  # gone from the disk before the marker goes
