@@ -113,6 +113,28 @@ def _traced(function):
     return ending, calls
 
 
+def answered(function, ask, decide):
+    """
+    Run a function in a child whose calls wait for an answer: ``ask(socket)`` has it ask before
+    some, ``decide(pid, args, name)`` answers. Returns the :py:class:`Ending`.
+    """
+    parent, child_end = socket.socketpair()
+    with parent:
+        child = _Child(function, lambda: ask(child_end))
+        child_end.close()
+        try:
+            child.go()
+            seccomp.answer(parent, decide)
+        except BaseException:
+            os.kill(child.pid, signal.SIGKILL)
+            raise
+        finally:
+            ending = child.end()
+    if isinstance(ending.error, OSError) and "seccomp" in str(ending.error):
+        raise ending.error
+    return ending
+
+
 def interrupt(function, call, error=None):
     """
     Run a function whose ``call`` is never made: the child is killed when it comes to it, or the
@@ -132,20 +154,7 @@ def interrupt(function, call, error=None):
         os.kill(pid, signal.SIGKILL)
         return None
 
-    parent, child_end = socket.socketpair()
-    with parent:
-        child = _Child(function, lambda: seccomp.ask_before(call.name, child_end))
-        child_end.close()
-        try:
-            child.go()
-            seccomp.answer(parent, decide)
-        except BaseException:
-            os.kill(child.pid, signal.SIGKILL)
-            raise
-        finally:
-            ending = child.end()
-    if not reached and isinstance(ending.error, OSError) and "seccomp" in str(ending.error):
-        raise ending.error
+    ending = answered(function, lambda end: seccomp.ask_before(call.name, end), decide)
     expected = [_plain(call.args[at]) for at in _texts(call)]
     if reached != [expected]:
         raise AssertionError(f"the run did not come to {call}, but to {reached}: {ending}")

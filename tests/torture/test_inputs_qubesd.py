@@ -114,11 +114,11 @@ def test_who_looks_tells_of_a_broken_answer_or_takes_no_harm(verb, tmp_path, eve
 
 @pytest.mark.parametrize("verb", WRITING)
 def test_who_writes_tells_of_a_broken_answer_or_takes_no_harm(verb, tmp_path, everything, figures):
-    if verb == "migrate_vm" and not everything:
-        pytest.skip("a move makes a hundred calls: that is for make torture")
     told = 0
     names = [name for name, _ in broken(b"0\0") if everything or name == "another"]
     calls = calls_of(verb, "4.3", tmp_path / "first")
+    if not everything:
+        calls = calls[:: 1 + len(calls) // 12]  # a move makes a hundred
     for number, at in enumerate(calls):
         for name in names:
             root = tmp_path / f"{number} {name}"

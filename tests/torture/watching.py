@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 
 from tests.torture import seccomp, strace
 from tests.torture.calls import CALLS
@@ -28,26 +27,12 @@ def watch(function, names, decide):
     Run a function in a child; ``decide(pid, args, name)`` is called before each call of some names,
     and returns 0. Returns the :py:class:`strace.Ending`.
     """
-    parent, child_end = socket.socketpair()
 
-    def ready():
+    def ask(socket):
         signal.alarm(120)  # it waits for nothing for ever
-        seccomp.ask_before_any(names, child_end)
+        seccomp.ask_before_any(names, socket)
 
-    with parent:
-        child = strace._Child(function, ready)
-        child_end.close()
-        try:
-            child.go()
-            seccomp.answer(parent, decide)
-        except BaseException:
-            os.kill(child.pid, signal.SIGKILL)
-            raise
-        finally:
-            ending = child.end()
-    if isinstance(ending.error, OSError) and "seccomp" in str(ending.error):
-        raise ending.error
-    return ending
+    return strace.answered(function, ask, decide)
 
 
 def paths(pid, args, name):

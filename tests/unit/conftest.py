@@ -5,6 +5,18 @@ import sys
 import threading
 
 import pytest
+from qubes_storage import cli
+
+from tests.r4.machine import RELEASES, forget
+from tests.r4.machine import machine as r4_machine
+
+GIB = 1024**3
+THIN = {
+    "data_size": 100 * GIB,
+    "data_usage": 40 * GIB,
+    "metadata_size": GIB,
+    "metadata_usage": GIB // 10,
+}
 
 QUBESADMIN = """
 from qubesadmin import config
@@ -28,6 +40,29 @@ class Qubes:
             token = call("admin.vm.volume.CloneFrom", source, volume).content
             call("admin.vm.volume.CloneTo", name, volume, token)
 """
+
+
+@pytest.fixture
+def call(machine, capsys):
+    """``call(*args)``: exit code, standard output and standard error of the command line."""
+
+    def run(*args):
+        try:
+            code = cli.main(["--root", str(machine.root), *args])
+        except SystemExit as err:
+            code = err.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(params=RELEASES)
+def there(request, tmp_path):
+    """``(daemon, system)`` of R4, of each release, with a thin pool of LVM."""
+    with r4_machine(request.param, tmp_path) as found:
+        found[0].thin_pools["qubes_dom0/vm-pool"] = dict(THIN)
+        forget(*found)
+        yield found
 
 
 @pytest.fixture

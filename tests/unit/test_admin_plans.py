@@ -6,19 +6,10 @@ from pathlib import Path
 import pytest
 from qubes_storage import InvalidInput, StoragePoolException
 
-from tests.r4.machine import RELEASES, forget, machine, writes
+from tests.r4.machine import forget, machine, writes
 from tests.r4.model import DRIVERS, REQUIRED
 
 GIB = 1024**3
-THIN = {"data_size": 100 * GIB, "data_usage": GIB, "metadata_size": GIB, "metadata_usage": 0}
-
-
-@pytest.fixture(params=RELEASES)
-def there(request, tmp_path):
-    with machine(request.param, tmp_path) as found:
-        found[0].thin_pools["qubes_dom0/vm-pool"] = dict(THIN)
-        forget(*found)
-        yield found
 
 
 def test_two_pools_over_one_thin_pool_are_refused(there):

@@ -6,23 +6,9 @@ from pathlib import Path
 import pytest
 from qubes_storage import InvalidInput, NotSupported, StoragePoolException
 
-from tests.r4.machine import RELEASES, forget, machine, writes
+from tests.r4.machine import forget, machine, writes
 
 GIB = 1024**3
-THIN = {
-    "data_size": 100 * GIB,
-    "data_usage": 40 * GIB,
-    "metadata_size": GIB,
-    "metadata_usage": GIB // 10,
-}
-
-
-@pytest.fixture(params=RELEASES)
-def there(request, tmp_path):
-    with machine(request.param, tmp_path) as found:
-        found[0].thin_pools["qubes_dom0/vm-pool"] = dict(THIN)
-        forget(*found)
-        yield found
 
 
 def test_list_and_drivers_are_the_daemons(there):

@@ -4,19 +4,10 @@ import pytest
 from qubes_storage import StoragePoolException, adminapi
 from qubes_storage.exc import AlreadyThere
 
-from tests.r4.machine import RELEASES, forget, machine, writes
+from tests.r4.machine import forget, machine, writes
 
 GIB = 1024**3
 NO = b"2\0StoragePoolException\0\0not today\0"
-THIN = {"data_size": 100 * GIB, "data_usage": GIB, "metadata_size": GIB, "metadata_usage": 0}
-
-
-@pytest.fixture(params=RELEASES)
-def there(request, tmp_path):
-    with machine(request.param, tmp_path) as found:
-        found[0].thin_pools["qubes_dom0/vm-pool"] = dict(THIN)
-        forget(*found)
-        yield found
 
 
 @pytest.fixture(params=[(b"0\0", "qubesd says ok"), (NO, "not today")], ids=["nothing", "refused"])

@@ -28,20 +28,6 @@ def machine(scratch):
     return machine
 
 
-@pytest.fixture
-def call(machine, capsys):
-    """``call(*args)``: exit code, standard output and standard error."""
-
-    def run(*args):
-        try:
-            code = cli.main(["--root", str(machine.root), *args])
-        except SystemExit as err:
-            code = err.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def command(machine, *args):
     """The arguments of a process of its own."""
     return [sys.executable, "-m", "qubes_storage", "--root", str(machine.root), *args]

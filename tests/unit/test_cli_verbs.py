@@ -22,20 +22,6 @@ def machine(scratch):
     return machine
 
 
-@pytest.fixture
-def call(machine, capsys):
-    """``call(*args)``: exit code, standard output and standard error."""
-
-    def run(*args):
-        try:
-            code = cli.main(["--root", str(machine.root), *args])
-        except SystemExit as err:
-            code = err.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def test_a_vm_is_cloned_renamed_grown_and_moved(call, machine):
     assert call("clone", "work", "copy") == (0, "VM work was cloned to copy\n", "")
     assert call("clone", "-p", "/mnt/x", "-P", "foo", "work", "far") == (

@@ -113,9 +113,11 @@ def test_an_image_that_has_a_name_elsewhere_is_neither_written_nor_read(machine)
 def test_two_names_in_one_directory_are_no_names_elsewhere(machine):
     os.link(machine.appvms / "work/private.img", machine.appvms / "work/private.img.old")
     system = machine.connect()
-    system.set_vm("work", volumes={"private": "3GiB"})
+    assert "volumes" in system.set_vm("work", volumes={"private": "3GiB"})
     system.migrate_vm("work", "foo")
     system.clone_vm("work", "play")
+    found = system.list_vms()
+    assert (found["work"]["pool"], found["play"]["pool"]) == ("foo", "default")
 
 
 def test_a_directory_of_kernels_that_is_a_link_is_not_followed(machine):
