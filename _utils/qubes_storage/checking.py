@@ -232,24 +232,22 @@ class Checking:
 
 def _set_aside(fd, name):
     """``name.old`` is ``name``, and ``name`` stays until the new one replaces it."""
-    beside = f".{name}.old"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(beside, dir_fd=fd)
-    try:
-        os.link(name, beside, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
-    except OSError as err:
-        if err.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+    beside, old = f".{name}.old", f"{name}.old"
+    files.clear(fd, beside)
+    there = files.exists(fd, old)
+    if not (there and os.path.samestat(there, files.exists(fd, name))):  # as a dead run left them
+        try:
+            os.link(name, beside, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
+        except OSError as err:
+            if err.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            os.rename(name, old, src_dir_fd=fd, dst_dir_fd=fd)
+            return
+        try:
+            os.rename(beside, old, src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError:
+            os.unlink(beside, dir_fd=fd)
             raise
-        os.rename(name, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
-        return
-    try:
-        # A rename onto another name of the same file would do nothing.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{name}.old", dir_fd=fd)
-        os.rename(beside, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
-    except OSError:
-        os.unlink(beside, dir_fd=fd)
-        raise
     os.fsync(fd)  # before a new one takes its name
 
 

@@ -226,6 +226,7 @@ class VMs(Planning, Comparing, Cloning):
             with files.workshop(fd, f".{name}.new") as new:
                 os.symlink(ICONS.format(label), name, dir_fd=new)
                 os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)
+            files.clear(fd, f".{name}.new")  # if it could not go: no later run has to come by here
 
     def _grow(self, pool, vm, volume, size):
         path = os.path.join(pool.vmdir(vm), IMAGES[volume])

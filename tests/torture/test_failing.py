@@ -8,8 +8,8 @@ from tests.torture.walking import ERRORS, Walk, take
 pytestmark = pytest.mark.usefixtures("tracing")
 # With one error a step, each in its turn; ``make torture`` walks all with each.
 PART = {
-    "xen": ("pool add", "create AppVM"),
-    "reflink": ("pool set", "clone template"),
+    "xen": ("pool add", "create AppVM", "change"),
+    "reflink": ("pool set", "clone template", "commit"),
     "btrfs": ("rename template",),
 }
 
