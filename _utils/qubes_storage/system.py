@@ -51,8 +51,7 @@ def _load(root, path):
         if cached and cached[0] == stamp:
             return cached[1]
     loaded = _Conf(data, path)
-    if stamp:
-        _cache[root, path] = (stamp, loaded)
+    _cache[root, path] = (stamp, loaded)
     return loaded
 
 

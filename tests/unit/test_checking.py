@@ -167,6 +167,16 @@ def test_commit_begins_where_there_were_no_changes(machine):
     assert not machine.path(f"{TEMPLATE}/root-cow.img.old").exists()
 
 
+def test_what_a_dead_commit_has_set_aside_already_stays_set_aside(machine):
+    machine.image(f"{TEMPLATE}/root-cow.img", 10 * GIB, "changes")
+    cow = machine.path(f"{TEMPLATE}/root-cow.img")
+    os.link(cow, cow.with_name("root-cow.img.old"))
+    machine.connect().commit_vm("fedora-23")
+    tree = machine.tree()
+    assert tree[f"{TEMPLATE}/root-cow.img.old"]["head"] == "changes"
+    assert tree[f"{TEMPLATE}/root-cow.img"]["blocks_zero"]
+
+
 @pytest.fixture
 def links_fail(monkeypatch):
     """``links_fail(number)``: the filesystem answers each hard link with that error."""
@@ -200,6 +210,7 @@ def test_a_commit_whose_link_fails_leaves_all_as_it_was(machine, links_fail):
 
 def test_a_commit_whose_rename_fails_leaves_all_as_it_was(machine, monkeypatch):
     machine.image(f"{TEMPLATE}/root-cow.img", 10 * GIB, "changes")
+    machine.image(f"{TEMPLATE}/root-cow.img.old", 10 * GIB, "those before")
     before = machine.tree()
     rename = os.rename
 
