@@ -154,7 +154,7 @@ class Checking:
         vm = self.get_vm(name)
         if not vm.klass.is_template:
             raise InvalidInput(
-                f"VM {name}: is a {vm.klass.name}; only a template has changes to commit"
+                f"VM {name}: is of class {vm.klass.name}; only a template has changes to commit"
             )
         pool = self.pool_of(vm)
         sizes = self._check_images(vm, pool, [])

@@ -130,6 +130,6 @@ def _check_template(system, args):
     klass = vms.get(args.template, {}).get("klass")
     if args.name not in vms and klass and not klass.startswith("Template"):
         raise InvalidInput(
-            f"VM {args.name}: {args.template} is no template but a {klass}; name a template, or"
+            f"VM {args.name}: {args.template} is no template but {klass}; name a template, or"
             " use qubes-storage clone"
         )

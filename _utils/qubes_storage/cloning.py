@@ -52,7 +52,7 @@ class Cloning:
         self._check_own_directory(source)
         if klass not in (None, source.klass.name):
             raise InvalidInput(
-                f"VM {name}: a clone of {clone_from} is a {source.klass.name}, not a {klass}"
+                f"VM {name}: a clone of {clone_from} is of class {source.klass.name}, not {klass}"
             )
         runs_on = source.template
         if template is not None:

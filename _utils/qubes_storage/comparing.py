@@ -14,8 +14,8 @@ class Comparing:
             raise InvalidInput("VM dom0: is not made of images; declare other VMs")
         if klass not in (None, vm.klass.name):
             raise StoragePoolException(
-                f"VM {vm.name}: is a {vm.klass.name}, not a {klass}; a class never changes: declare"
-                f" {vm.klass.name}, or remove the VM first"
+                f"VM {vm.name}: is of class {vm.klass.name}, not {klass}; a class never changes:"
+                f" declare {vm.klass.name}, or remove the VM first"
             )
         moves = pool not in (None, vm.pool)
         if moves and not migrate:

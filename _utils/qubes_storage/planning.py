@@ -108,7 +108,7 @@ class Planning:
         found = self._source(name, template)
         if found.klass.name != klass.based_on:
             raise InvalidInput(
-                f"VM {name}: {template} is a {found.klass.name}; a {klass.name} runs on a"
+                f"VM {name}: {template} is of class {found.klass.name}; {klass.name} runs on"
                 f" {klass.based_on}"
             )
         return found

@@ -77,7 +77,7 @@ def test_another_pool_or_class_is_an_error_that_says_so(states, template, testmo
     assert "lies in pool default, not in ssd" in ret.comment
     ret = states.qubes_vm.present("work", klass="NetVM", test=testmode)
     assert (ret.result, ret.changes) == (False, {})
-    assert "is a AppVM, not a NetVM" in ret.comment
+    assert "is of class AppVM, not NetVM" in ret.comment
 
 
 def test_an_image_that_is_gone_is_never_made_anew(states, root, template, testmode):

@@ -101,7 +101,7 @@ def test_a_default_pool_that_is_not_declared_is_kept(there):
 @pytest.mark.parametrize(
     ("name", "declared", "why"),
     [
-        ("new", {"clone_from": "work", "klass": "StandaloneVM"}, "work is a AppVM, not a Standal"),
+        ("new", {"clone_from": "work", "klass": "StandaloneVM"}, "of class AppVM, not Standalone"),
         ("new", {"klass": "DispVM"}, "a DispVM needs template, a disposable template"),
         ("work", {"volumes": {"root": "20GiB"}}, "root volume is a snapshot of its template's"),
         ("new", {"volumes": {"kernel": {"size": 1}}}, "no option 'size'; it takes pool$"),

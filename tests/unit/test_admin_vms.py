@@ -130,7 +130,7 @@ def test_without_a_default_kernel_the_vm_is_there_although_nothing_was_answered(
     ("declared", "why"),
     [
         ({"template": "nosuch"}, "its template nosuch is not there"),
-        ({"template": "work"}, "work is a AppVM; a AppVM runs on a TemplateVM"),
+        ({"template": "work"}, "work is of class AppVM; AppVM runs on TemplateVM"),
         ({"label": "pink"}, "unknown label 'pink'; it is one of red"),
         ({"label": "1"}, "is no label"),
         ({"pool": "nosuch"}, "no pool nosuch"),

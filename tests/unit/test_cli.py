@@ -76,7 +76,7 @@ def test_pools_are_added_changed_shown_and_removed(call, machine):
         ([], 2, "COMMAND"),
         (["nonsense"], 2, "invalid choice"),
         (["remove", "nope"], 1, "VM nope: is not there; see qubes-storage ls"),
-        (["create", "x", "-l", "red", "-t", "work", "-s"], 1, "work is no template but a AppVM"),
+        (["create", "x", "-l", "red", "-t", "work", "-s"], 1, "work is no template but AppVM"),
         (["create", "x", "-l", "red", "-s", "-r", "/a", "-R", "/b"], 2, "one of -R and -r"),
         (["create", "x", "-l", "red", "-c", "0"], 1, "VM x: vcpus 0 is less than 1"),
         (["create", "x", "-l", "red", "-P", ""], 1, "pool : unknown"),

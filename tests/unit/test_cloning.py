@@ -107,7 +107,7 @@ def test_what_cannot_be_cloned_is_refused_and_nothing_changes(machine):
         ({"clone_from": "nope"}, "is not in qubes.xml"),
         ({"clone_from": "work", "pool": "nope"}, "pool nope: unknown"),
         ({"clone_from": "dom0"}, "dom0"),
-        ({"clone_from": "work", "klass": "NetVM"}, "is a AppVM, not a NetVM"),
+        ({"clone_from": "work", "klass": "NetVM"}, "is of class AppVM, not NetVM"),
         ({"clone_from": "alone", "template": "fedora-23"}, "declare one of them"),
         ({"clone_from": "work", "volumes": {"root": GIB}}, "template fedora-23"),
     ):

@@ -39,7 +39,7 @@ class AdminVMNew:
         base = {"AppVM": "TemplateVM", "DispVM": "AppVM"}.get(klass)
         if found.klass != base:
             raise InvalidInput(
-                f"VM {name}: {template} is a {found.klass}; a {klass} runs on a {base}"
+                f"VM {name}: {template} is of class {found.klass}; {klass} runs on {base}"
             )
         if klass == "DispVM":
             allowed = self.vm_properties(template).get("template_for_dispvms")
@@ -68,8 +68,8 @@ class AdminVMNew:
             found = self._source(name, clone_from, "clone_from")
             if klass not in (None, found.klass):
                 raise InvalidInput(
-                    f"VM {name}: clone_from {clone_from} is a {found.klass}, not a {klass}; declare"
-                    f" {found.klass}"
+                    f"VM {name}: clone_from {clone_from} is of class {found.klass}, not {klass};"
+                    f" declare {found.klass}"
                 )
             plan.klass, plan.copied = found.klass, clone_from
             check_klass(plan.klass, name)

@@ -75,7 +75,7 @@ class AdminVMPlan(AdminVMNew):
             raise InvalidInput(f"VM {name}: a {there.klass} has no volumes; declare other VMs")
         if klass not in (None, there.klass):
             raise StoragePoolException(
-                f"VM {name}: is a {there.klass}, not a {klass}; a class never changes: declare"
+                f"VM {name}: is of class {there.klass}, not {klass}; a class never changes: declare"
                 f" {there.klass}, or remove the VM first"
             )
         plan = Plan(klass=there.klass)

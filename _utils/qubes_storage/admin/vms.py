@@ -94,7 +94,7 @@ class AdminVMs(AdminVMPlan):
         is_ = properties["template"].value if "template" in properties else None
         if answer.kind == "exception" or (there.klass, is_) != (klass, template or None):
             raise StoragePoolException(
-                f"VM {name}: someone else created it meanwhile, as a {there.klass} on {is_}; run"
+                f"VM {name}: someone else created it meanwhile, as {there.klass} on {is_}; run"
                 " again"
             )
 
