@@ -10,7 +10,7 @@ whatever is found there is left by the dead: :py:mod:`mending` finishes or undoe
 import contextlib
 import os
 
-from qubes_storage import files, image, markers, mending, registry, transfer
+from qubes_storage import files, image, markers, mending, owning, registry, transfer, trees
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 from qubes_storage.plan import Outside, Source
@@ -50,7 +50,7 @@ def built(plan):
         marker = None
         try:
             marker = stack.enter_context(
-                files.closing(files.make_dir(fd, creating(name), mode=files.PRIVATE_MODE))
+                files.closing(owning.make_dir(fd, creating(name), mode=owning.PRIVATE_MODE))
             )
             if plan.origin:
                 plan.origin.write(marker)
@@ -58,7 +58,7 @@ def built(plan):
             os.close(os.open(inode, os.O_CREAT | os.O_EXCL, 0o600, dir_fd=marker))
             os.fsync(marker)
             os.fsync(fd)  # the marker is on the disk before what it marks is in its place
-            files.rename_new(marker, fd, name)
+            trees.rename_new(marker, fd, name)
             placed = True
             os.fsync(fd)
             yield
@@ -96,7 +96,7 @@ def _take_away(fd, name, marker):
     # Opened again, for btrfs lists what was there when a handle was opened.
     with files.closing(files.open_subdir(marker, ".")) as again:
         for entry in os.listdir(again):
-            files.remove(again, entry)
+            trees.remove(again, entry)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.rmdir(name, dir_fd=fd)
 
@@ -108,12 +108,12 @@ def _build(plan, marker):
         for wanted in plan.images:
             _put(pool, wanted, fd, marker)
         if plan.kernels:
-            with files.closing(files.make_dir(fd, "kernels")) as kernels:
+            with files.closing(owning.make_dir(fd, "kernels")) as kernels:
                 _copy_kernels(plan, kernels)
         for filename, data in plan.texts.items():
             with open(files.at(fd, filename), "xb", opener=_private) as file:
                 file.write(data)
-            image.finish(files.at(fd, filename))
+            owning.finish(files.at(fd, filename))
         if plan.takes:
             transfer.take(plan.takes, pool, fd)
         if not plan.origin and not files.exists(fd, "icon.png"):
@@ -156,7 +156,7 @@ def _put(pool, wanted, fd, marker):
     if image.measure(fd, wanted.filename)[0] < wanted.size:
         pool.resize_image(path, wanted.size)
     if not linked:
-        image.finish(path)
+        owning.finish(path)
 
 
 def _take_in(pool, wanted, fd, marker):
@@ -169,7 +169,7 @@ def _take_in(pool, wanted, fd, marker):
         text = f"{found.st_mtime_ns}:{found.st_ino}:{path}"
         os.symlink(text, markers.OUTSIDE, dir_fd=marker)
         whole = found.st_nlink == 1 and found.st_size >= wanted.size
-        if whole and files.is_roots(found) and transfer.link(pin, wanted.filename, fd):
+        if whole and owning.is_roots(found) and transfer.link(pin, wanted.filename, fd):
             return True
         with files.closing(image.reopen(pin)) as source:
             transfer.bring(source, pool, files.at(fd, wanted.filename), True)
@@ -188,7 +188,7 @@ def _copy_kernels(plan, kernels):
             path = files.at(kernels, filename)
             with files.closing(image.open_image(files.at(source, filename))) as kernel:
                 image.clone(kernel, path)
-            image.finish(path)
+            owning.finish(path)
     os.fsync(kernels)
 
 
@@ -214,7 +214,7 @@ def removed(pool, vm):
             raise
         try:
             if there and registry.is_synced(pool.root):  # else the next run does that
-                files.remove(fd, removing(vm.dirname))
+                trees.remove(fd, removing(vm.dirname))
                 os.fsync(fd)
         except OSError as err:
             path = os.path.join(os.path.dirname(pool.vmdir(vm)), removing(vm.dirname))

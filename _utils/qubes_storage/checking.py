@@ -5,7 +5,7 @@ import errno
 import os
 import stat
 
-from qubes_storage import build, files, image, mending
+from qubes_storage import build, files, image, mending, owning, trees
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.values import format_size
@@ -224,16 +224,16 @@ class Checking:
     @contextlib.contextmanager
     def _new_image(pool, fd, name, size):
         """An open directory with an empty image that is to replace one in ``fd``."""
-        with files.workshop(fd, f".{name}.new") as new:
+        with owning.workshop(fd, f".{name}.new") as new:
             pool.create_image(files.at(new, name), size)
-            image.finish(files.at(new, name))
+            owning.finish(files.at(new, name))
             yield new
 
 
 def _set_aside(fd, name):
     """``name.old`` is ``name``, and ``name`` stays until the new one replaces it."""
     beside, old = f".{name}.old", f"{name}.old"
-    files.clear(fd, beside)
+    trees.clear(fd, beside)
     there = files.exists(fd, old)
     if not (there and os.path.samestat(there, files.exists(fd, name))):  # as a dead run left them
         try:
@@ -269,5 +269,5 @@ def _wrong_mode(path, there):
     mode = stat.S_IMODE(there.st_mode)
     if mode & wanted == wanted and not mode & never:
         return []
-    right = files.DIR_MODE if stat.S_ISDIR(there.st_mode) else files.FILE_MODE
+    right = owning.DIR_MODE if stat.S_ISDIR(there.st_mode) else owning.FILE_MODE
     return [f"{path}: has mode {mode:04o}; give it {right:04o}"]

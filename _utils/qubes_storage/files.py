@@ -1,5 +1,5 @@
 """
-Files and directories below a root: opened without following links out of it, replaced whole.
+Files and directories below a root: opened without following links out of it.
 
 Paths in storage.conf and qubes.xml are the machine's own; ``root`` is where the machine's ``/``
 lies for us. Work goes through directory handles: a name below one is never followed if it is a
@@ -7,23 +7,16 @@ link, and :py:func:`at` makes a path of handle and name for what takes only path
 """
 
 import contextlib
-import ctypes
 import errno
-import grp
 import os
 import stat
 
+from qubes_storage import owning
 from qubes_storage.exc import InvalidInput, StoragePoolException
-from qubes_storage.trees import clear, closing, exists, open_subdir, remove
+from qubes_storage.trees import closing, exists, open_subdir
 
-DIR_MODE = 0o2770
-FILE_MODE = 0o660
-PRIVATE_MODE = 0o2700  # what is made in such a directory has its group
-GROUP = "qubes"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_LINKS = 40
-_RENAME_NOREPLACE = 1
-_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 
 
 def at(dir_fd, name):
@@ -95,121 +88,12 @@ def _link_target(name, dir_fd, path):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from err
 
 
-def group_for(dir_fd):
-    """The group of what is made in an open directory: ``qubes``, else that of the directory."""
-    gid = qubes_gid()
-    return os.fstat(dir_fd).st_gid if gid is None else gid
-
-
 def entries(dir_fd):
     """``(name, its lstat)`` of what a directory holds, in order; what goes meanwhile is not."""
     for name in sorted(os.listdir(dir_fd)):
         found = exists(dir_fd, name)
         if found:
             yield name, found
-
-
-def qubes_gid():
-    """The id of group ``qubes``, or None where there is none."""
-    try:
-        return grp.getgrnam(GROUP).gr_gid
-    except KeyError:
-        return None
-
-
-def own(fd, mode, gid=None):
-    """
-    Give an open file the group ``qubes``, where it exists and the caller may, and then its mode.
-
-    Files come into being closed to everyone else and are opened up here, so no umask and no moment
-    lets others in; an access list that the directory handed down goes first. What was someone
-    else's becomes the caller's.
-    """
-    gid = qubes_gid() if gid is None else gid
-    found = os.fstat(fd)
-    for name in os.listxattr(fd):
-        if name in _ACCESS_LISTS:
-            os.removexattr(fd, name)
-    if found.st_uid != os.geteuid():
-        with contextlib.suppress(PermissionError):
-            os.fchown(fd, os.geteuid(), -1)
-    if gid is not None and found.st_gid != gid:
-        with contextlib.suppress(PermissionError):
-            os.fchown(fd, -1, gid)
-    os.fchmod(fd, mode)
-
-
-def make_dir(dir_fd, name, mode=DIR_MODE):
-    """Make a directory and return a handle of it: of the one that was made, and of no other."""
-    os.mkdir(name, 0o700, dir_fd=dir_fd)
-    with contextlib.ExitStack() as undo:
-        undo.callback(_rmdir, dir_fd, name)
-        try:
-            fd = open_subdir(dir_fd, name)
-        except PermissionError:  # an umask that shuts out the owner too
-            with closing(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)) as made:
-                os.chmod(f"/proc/self/fd/{made}", 0o700)
-            fd = open_subdir(dir_fd, name)
-        undo.callback(os.close, fd)
-        if not is_private(fd) or os.listdir(fd):
-            raise OSError(errno.EBUSY, f"{name} was taken away while it was made", name)
-        own(fd, mode, group_for(dir_fd))
-        undo.pop_all()
-    return fd
-
-
-def _rmdir(dir_fd, name):
-    with contextlib.suppress(OSError):
-        os.rmdir(name, dir_fd=dir_fd)
-
-
-def place_dir(dir_fd, name, mode=DIR_MODE):
-    """
-    Make a directory that has its mode and group from the moment it has its name; returns a handle.
-    """
-    new = f".{name}.new"
-    clear(dir_fd, new)  # a dead run's
-    fd = make_dir(dir_fd, new, mode)
-    with contextlib.ExitStack() as undo:
-        undo.callback(os.close, fd)
-        undo.callback(_rmdir, dir_fd, new)
-        os.fsync(fd)
-        rename_new(dir_fd, dir_fd, new, name)
-        os.fsync(dir_fd)
-        undo.pop_all()
-    return fd
-
-
-def is_private(fd):
-    """Whether an open directory belongs to root or the caller, and is closed to all others."""
-    found = os.fstat(fd)
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o077
-
-
-def is_roots(found):
-    """Whether a file of that stat belongs to root or the caller, and others cannot write to it."""
-    groups = (0, os.getegid(), qubes_gid())
-    never = stat.S_IWOTH if found.st_gid in groups else stat.S_IWOTH | stat.S_IWGRP
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & never
-
-
-@contextlib.contextmanager
-def workshop(dir_fd, name):
-    """
-    An open directory NAME in which things are made that nobody else may reach until they are
-    renamed out of it. What is in its place is a dead run's, and goes; afterwards it is gone.
-    """
-    clear(dir_fd, name)
-    with closing(make_dir(dir_fd, name, PRIVATE_MODE)) as fd:
-        try:
-            yield fd
-        finally:
-            with contextlib.suppress(OSError):  # what cannot go now goes with the next run
-                with closing(open_subdir(fd, ".")) as again:  # as btrfs lists it now
-                    for entry in os.listdir(again):
-                        remove(again, entry)
-                clear(dir_fd, name)
-            os.fsync(dir_fd)
 
 
 def make_dirs(root, path, mode=0o755):
@@ -224,7 +108,7 @@ def make_dirs(root, path, mode=0o755):
         parent, name = os.path.split(path.rstrip("/"))
         others = contextlib.suppress(FileExistsError, FileNotFoundError)  # they make it too
         with closing(make_dirs(root, parent)) as fd, others:
-            os.close(place_dir(fd, name, mode))
+            os.close(owning.place_dir(fd, name, mode))
     raise FileNotFoundError(errno.ENOENT, "leads nowhere: take the link away", path)
 
 
@@ -246,7 +130,7 @@ def read(root, path):
         return None
     except OSError as err:
         raise StoragePoolException(
-            f"{path}: {err.strerror}; run as root or as a member of group {GROUP}"
+            f"{path}: {err.strerror}; run as root or as a member of group {owning.GROUP}"
         ) from err
 
 
@@ -300,26 +184,6 @@ def stamp(root, path):
 def stamp_of(found):
     """The stamp of a file that was looked at."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def rename_new(from_fd, to_fd, name, new_name=None):
-    """
-    Move ``name`` from one directory to another; raises FileExistsError rather than replace one.
-
-    A rename alone would replace an empty directory of somebody else's.
-    """
-    new_name = new_name or name
-    with contextlib.suppress(AttributeError):  # a C library without it
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-        texts = os.fsencode(name), os.fsencode(new_name)
-        if not renameat2(from_fd, texts[0], to_fd, texts[1], _RENAME_NOREPLACE):
-            return
-        err = ctypes.get_errno()
-        if err not in (errno.EINVAL, errno.ENOSYS):  # a filesystem without it
-            raise OSError(err, os.strerror(err), new_name)
-    if exists(to_fd, new_name):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
-    os.rename(name, new_name, src_dir_fd=from_fd, dst_dir_fd=to_fd)
 
 
 def is_mount(root, path):

@@ -7,7 +7,6 @@ import os
 import stat
 import struct
 
-from qubes_storage import files
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.opening import open_image, pinned, reopen
 
@@ -299,15 +298,5 @@ def identity(dir_fd, name):
         return f"{found.st_ino}.{struct.unpack_from('=Q', tree)[0]}"
     except OSError:
         return str(found.st_ino)
-    finally:
-        os.close(fd)
-
-
-def finish(path):
-    """Give a new file its group and mode, and bring it to the disk."""
-    fd = open_image(path, os.O_RDWR)
-    try:
-        files.own(fd, files.FILE_MODE)
-        os.fsync(fd)
     finally:
         os.close(fd)

@@ -16,7 +16,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-from qubes_storage import files, image, trees
+from qubes_storage import files, image, owning, trees
 
 FROM = "from"
 # In the same place: ``TIME:INODE:PATH`` of a file of the caller's that goes, TIME when it was last
@@ -51,7 +51,7 @@ def read(dir_fd, name):
 def opened(dir_fd, name):
     """A handle of ``.NAME.creating``; one that somebody else may have made is refused."""
     with files.closing(files.open_subdir(dir_fd, creating(name))) as fd:
-        if not files.is_private(fd):
+        if not owning.is_private(fd):
             raise OSError(errno.EPERM, f"{creating(name)} was not made by root: delete it")
         yield fd
 

@@ -8,7 +8,7 @@ on. A VM that moves leaves the markers of :py:mod:`markers`, one at either place
 
 import os
 
-from qubes_storage import files, image, markers, registry, trees
+from qubes_storage import files, markers, owning, registry, trees
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 
@@ -72,7 +72,7 @@ def _mend(pool, vm, registered, fd):
             os.close(files.open_subdir(fd, removing(name)))  # a link is nobody's directory
             os.rename(removing(name), name, src_dir_fd=fd, dst_dir_fd=fd)
         else:
-            files.remove(fd, removing(name))
+            trees.remove(fd, removing(name))
     os.fsync(fd)
 
 
@@ -87,7 +87,7 @@ def finish(root, fd, name, place):
         _remove_outside(*outside.split(":", 2))
         with files.closing(files.open_subdir(fd, name)) as vmdir:
             # A file that was linked has kept its mode till now.
-            image.finish(files.at(vmdir, "root.img"))
+            owning.finish(files.at(vmdir, "root.img"))
     trees.remove_tree(fd, creating(name))
 
 

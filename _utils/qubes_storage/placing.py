@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from qubes_storage import files, registry
+from qubes_storage import files, owning, registry
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.pool import CONF, Pool, in_force, is_place
 from qubes_storage.vm import SUBDIRS, VM
@@ -135,7 +135,7 @@ class Placing:
                     contextlib.suppress(OSError),
                     files.closing(files.open_dir(self.root, parent)) as fd,
                 ):
-                    os.close(files.place_dir(fd, name))
+                    os.close(owning.place_dir(fd, name))
             raise
 
     def _empty_dirs(self, name):

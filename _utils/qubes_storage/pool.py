@@ -8,7 +8,7 @@ written.
 import contextlib
 import os
 
-from qubes_storage import files, image
+from qubes_storage import files, image, owning
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.finding import list_drivers, load, load_driver, schema
 from qubes_storage.values import normalise
@@ -115,7 +115,7 @@ class Pool:
                     if parent not in made:
                         made[parent] = files.open_dir(self.root, parent)
                         stack.callback(os.close, made[parent])
-                    made[path.rstrip("/")] = fd = files.place_dir(made[parent], name)
+                    made[path.rstrip("/")] = fd = owning.place_dir(made[parent], name)
                     stack.callback(os.close, fd)
                 except OSError as err:
                     raise StoragePoolException(
@@ -140,7 +140,7 @@ class Pool:
         :py:meth:`clone_image` is asked for them; anything else is not to be there.
         """
         del like, keep
-        return files.make_dir(fd, name)
+        return owning.make_dir(fd, name)
 
     def create_image(self, path, size):
         """Make an image of ``size`` bytes at ``path``, where there is nothing."""

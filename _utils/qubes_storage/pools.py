@@ -2,7 +2,7 @@
 
 import os
 
-from qubes_storage import files, guards
+from qubes_storage import files, guards, owning
 from qubes_storage.conf import Conf
 from qubes_storage.declared import Declared, foreign
 from qubes_storage.exc import AlreadyThere, InvalidInput, StoragePoolException
@@ -84,13 +84,13 @@ class Pools(Placing):
 
     def _on_disk(self, pool):
         found = [f"directory {path} is missing" for path in pool.missing()]
-        gid = files.qubes_gid()
+        gid = owning.qubes_gid()
         with files.closing(pool.open()) as fd:
             for subdir in SUBDIRS:
                 there = files.exists(fd, subdir)
                 if there and gid is not None and there.st_gid != gid:
                     path = os.path.join(pool.dir_path, subdir)
-                    found.append(f"{path} is not of group {files.GROUP}: chgrp it")
+                    found.append(f"{path} is not of group {owning.GROUP}: chgrp it")
         if self.is_absent_disk(pool):
             found.append(f"none of its VMs is in {pool.dir_path}: is its disk mounted?")
         return found

@@ -6,7 +6,7 @@ import os
 import struct
 import threading
 
-from qubes_storage import files, replacing
+from qubes_storage import files, owning, replacing
 from qubes_storage.collection import MAX_ID, PATH, Entry, Registry, empty, loads, with_dom0
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.opening import open_image
@@ -111,7 +111,7 @@ def lock(root):
 
 def _acquire(root, held):
     os.close(files.open_root(root))
-    os.close(files.make_dirs(root, os.path.dirname(PATH), files.DIR_MODE))
+    os.close(files.make_dirs(root, os.path.dirname(PATH), owning.DIR_MODE))
     try:
         with files.locate(root, PATH) as (dir_fd, name):
             held.dir_fd, held.name = os.dup(dir_fd), name
@@ -134,7 +134,7 @@ def _acquire(root, held):
         _release(held)
         raise StoragePoolException(
             f"{PATH}: cannot be locked: {err.strerror}; run as root or as a member of group"
-            f" {files.GROUP}, and have a file there or nothing"
+            f" {owning.GROUP}, and have a file there or nothing"
         ) from err
     except BaseException:
         _release(held)
@@ -153,7 +153,7 @@ def _make(held):
     """Make qubes.xml whole and link it into place, so that nobody ever sees half of one."""
     fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=held.dir_fd)
     try:
-        files.own(fd, files.FILE_MODE)
+        owning.own(fd, owning.FILE_MODE)
         os.write(fd, empty().dumps())
         os.fsync(fd)
         with contextlib.suppress(FileExistsError):
@@ -186,7 +186,7 @@ def save(root, registry):
     held.unsynced = None
     with held.handles:
         try:
-            fd = replacing.replace(held.dir_fd, held.name, data, files.FILE_MODE, take_over)
+            fd = replacing.replace(held.dir_fd, held.name, data, owning.FILE_MODE, take_over)
         except replacing.Unsynced as err:
             fd, held.unsynced = err.fd, err
         except OSError as err:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 
-from qubes_storage import files, trees
+from qubes_storage import files, owning, trees
 
 
 class Unsynced(OSError):
@@ -32,7 +32,7 @@ def replace(dir_fd, name, data, mode=None, before_rename=None):
         if old and stat.S_ISREG(old.st_mode):
             _own_as(fd, old, mode)
         else:
-            files.own(fd, files.FILE_MODE)
+            owning.own(fd, owning.FILE_MODE)
         written = 0
         while written < len(data):
             written += os.write(fd, data[written:])

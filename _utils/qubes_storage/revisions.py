@@ -10,7 +10,7 @@ import os
 import re
 import time
 
-from qubes_storage import files, image
+from qubes_storage import files, image, owning
 from qubes_storage.exc import InvalidInput
 
 _NAME = re.compile(r"(.+\.img)\.([1-9]\d*)@(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.ASCII)
@@ -81,12 +81,12 @@ def _copied(pool, source_fd, name, fd, place, dated=False):
     ``(open directory, stat of the image)``: a copy of an image, with its times if it is ``dated``,
     in a directory of its own in ``fd``, to be renamed out of it.
     """
-    with files.workshop(fd, place) as new:
+    with owning.workshop(fd, place) as new:
         with files.closing(image.open_image(files.at(source_fd, name))) as source:
             found = os.fstat(source)
             pool.clone_image(source, files.at(new, name))
         with files.closing(image.open_image(files.at(new, name), os.O_RDWR)) as made:
-            files.own(made, files.FILE_MODE)
+            owning.own(made, owning.FILE_MODE)
             if dated:
                 os.utime(made, ns=(found.st_atime_ns, found.st_mtime_ns))
             os.fsync(made)

@@ -11,7 +11,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from qubes_storage import files, image, trees
+from qubes_storage import files, image, owning, trees
 from qubes_storage.exc import StoragePoolException
 
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
@@ -61,7 +61,7 @@ def _take(wanted, pool, fd, name, target, new, depth=0):
     elif stat.S_ISDIR(found.st_mode):
         with (
             files.closing(files.open_subdir(fd, name)) as source,
-            files.closing(files.make_dir(target, new)) as made,
+            files.closing(owning.make_dir(target, new)) as made,
         ):
             for entry in sorted(os.listdir(source)):
                 _take(wanted, pool, source, entry, made, entry, depth + 1)
@@ -100,7 +100,7 @@ def bring(source, pool, path, keep):
         if keep:
             _dress(fd, os.fstat(source))
         else:
-            files.own(fd, files.FILE_MODE)
+            owning.own(fd, owning.FILE_MODE)
         os.fsync(fd)
         if keep and not shared:
             image.drop_cache(fd)

@@ -1,6 +1,7 @@
-"""Trees of directories: looked at, measured and deleted by handles, with no link followed."""
+"""Names in directories: looked at, renamed, measured and deleted by handles, no link followed."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
@@ -8,6 +9,7 @@ import stat
 from qubes_storage import image
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_RENAME_NOREPLACE = 1
 _MAX_DEPTH = 128  # of what is deleted
 MAX_COPIED = 64  # of what is copied, so that a copy can be deleted
 
@@ -75,3 +77,23 @@ def tree_size(dir_fd, name, depth=0):
             fd = stack.enter_context(closing(open_subdir(dir_fd, name)))
             size += sum(tree_size(fd, entry, depth + 1) for entry in os.listdir(fd))
     return size
+
+
+def rename_new(from_fd, to_fd, name, new_name=None):
+    """
+    Move ``name`` from one directory to another; raises FileExistsError rather than replace one.
+
+    A rename alone would replace an empty directory of somebody else's.
+    """
+    new_name = new_name or name
+    with contextlib.suppress(AttributeError):  # a C library without it
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        texts = os.fsencode(name), os.fsencode(new_name)
+        if not renameat2(from_fd, texts[0], to_fd, texts[1], _RENAME_NOREPLACE):
+            return
+        err = ctypes.get_errno()
+        if err not in (errno.EINVAL, errno.ENOSYS):  # a filesystem without it
+            raise OSError(err, os.strerror(err), new_name)
+    if exists(to_fd, new_name):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+    os.rename(name, new_name, src_dir_fd=from_fd, dst_dir_fd=to_fd)

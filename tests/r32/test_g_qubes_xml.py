@@ -13,7 +13,7 @@ import select
 import signal
 
 import pytest
-from qubes_storage import files, registry
+from qubes_storage import owning, registry
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.registry import Entry
 from qubes_storage.values import check_vm_name
@@ -549,7 +549,7 @@ def test_a_machine_without_the_group_is_no_reason_to_fail(scratch, case):
     machine = populated(scratch, case)
 
     def save():
-        files.GROUP = "no-such-group"
+        owning.GROUP = "no-such-group"
         return machine.connect().set_vm("work", label="blue")
 
     changes, error, _ = run(save)

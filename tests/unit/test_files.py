@@ -6,7 +6,7 @@ import errno
 import os
 
 import pytest
-from qubes_storage import files, replacing, trees
+from qubes_storage import files, owning, replacing, trees
 from qubes_storage.exc import StoragePoolException
 
 OTHER = 12345
@@ -81,7 +81,7 @@ def test_attributes_that_let_nobody_in_are_kept(tmp_path):
     except OSError as err:
         pytest.skip(f"no attributes here: {err}")
     with files.closing(os.open(path, os.O_RDWR)) as fd:
-        files.own(fd, 0o640)
+        owning.own(fd, 0o640)
     assert os.getxattr(path, "user.colour") == b"red"
     assert path.stat().st_mode & 0o7777 == 0o640
 
@@ -91,7 +91,7 @@ def test_a_directory_is_made_whatever_the_umask_shuts_out(place):
     fd, path = place
     os.chown(path, OTHER, OTHER)
     with as_user(OTHER, OTHER), umask(0o777):
-        os.close(files.make_dir(fd, "new"))
+        os.close(owning.make_dir(fd, "new"))
     assert (path / "new").stat().st_mode & 0o7777 == 0o2770
     assert (path / "new").stat().st_uid == OTHER
 
@@ -107,7 +107,7 @@ def test_a_directory_that_was_put_in_place_of_the_new_one_is_not_taken_for_it(pl
     with monkeypatch.context() as patched:
         patched.setattr(os, "mkdir", swap)
         with pytest.raises(OSError, match="new was taken away while it was made"):
-            files.make_dir(fd, "new")
+            owning.make_dir(fd, "new")
     assert os.listdir(path / "new") == ["of another"]
 
 
@@ -115,7 +115,7 @@ def test_what_is_half_made_goes_with_its_workshop(place):
     fd, path = place
 
     def half():
-        with files.workshop(fd, ".work") as made:
+        with owning.workshop(fd, ".work") as made:
             os.mkdir("dir", dir_fd=made)
             (path / ".work/dir/file").touch()
             raise InterruptedError
@@ -169,8 +169,8 @@ def test_nothing_is_replaced_whatever_the_c_library_knows(place, monkeypatch, li
     for name in ("one", "two"):
         (path / name).mkdir()
     with pytest.raises(FileExistsError, match="two"):
-        files.rename_new(fd, fd, "one", "two")
-    files.rename_new(fd, fd, "one", "three")
+        trees.rename_new(fd, fd, "one", "two")
+    trees.rename_new(fd, fd, "one", "three")
     assert sorted(os.listdir(path)) == ["three", "two"]
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-from qubes_storage import files, image, revisions
+from qubes_storage import files, image, owning, revisions, trees
 from qubes_storage.drivers import reflink
 from qubes_storage.exc import StoragePoolException
 
@@ -31,15 +31,15 @@ class Pool(reflink.Pool):
             image.snapshot_subvolume(like, fd, name)
             made = files.open_subdir(fd, name)
             for entry in set(os.listdir(made)) - set(keep):
-                files.remove(made, entry)
-        files.own(made, files.DIR_MODE, files.group_for(fd))
+                trees.remove(made, entry)
+        owning.own(made, owning.DIR_MODE, owning.group_for(fd))
         return made
 
     def snapshot(self, fd, names):
         """All images are of one moment, whatever happens to them meanwhile."""
         if not self.revisions_to_keep or not image.is_subvolume(fd):
             return super().snapshot(fd, names)
-        with files.workshop(fd, _SNAPSHOT) as place:
+        with owning.workshop(fd, _SNAPSHOT) as place:
             image.snapshot_subvolume(fd, place, "all")
             with files.closing(files.open_subdir(place, "all")) as old:
                 return {name: revisions.add(self, fd, name, old) for name in names}
