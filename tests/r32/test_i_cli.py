@@ -35,11 +35,24 @@ def test_every_case_is_run():
     assert others <= set(BY_ID)
 
 
-def as_user(user, umask):
-    """What makes a process run as the user of a case."""
-    if user != "user" or os.geteuid():
-        return {"umask": int(umask, 8)}
-    return {"umask": int(umask, 8), "user": USER, "group": GID, "extra_groups": [GID]}
+# Not by subprocess, whose child would do it between fork and exec: where there are threads, such a
+# child may wait for ever for a lock that one of them had.
+AS_USER = """
+import os, sys
+umask, user, group = int(sys.argv[1], 8), *map(int, sys.argv[2:4])
+os.umask(umask)
+if user:
+    os.setgroups([group])
+    os.setgid(group)
+    os.setuid(user)
+os.execv(sys.argv[4], sys.argv[4:])
+"""
+
+
+def as_user(command, user, umask):
+    """A command that runs another as the user of a case."""
+    ids = (USER, GID) if user == "user" and not os.geteuid() else (0, 0)
+    return [sys.executable, "-ISc", AS_USER, umask, *map(str, ids), *command]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +60,8 @@ def user():
     """Who runs the cases of ``user``: they, unless this Python lies where they cannot reach it."""
     command = [sys.executable, "-c", "import qubes_storage.cli"]
     with contextlib.suppress(OSError):
-        done = subprocess.run(
-            command, env=ENV, capture_output=True, check=False, **as_user("user", "022")
-        )
+        command = as_user(command, "user", "022")
+        done = subprocess.run(command, env=ENV, capture_output=True, check=False)
         if done.returncode == 0:
             return "user"
     return "root"
@@ -63,14 +75,13 @@ def start(user):
         command = [sys.executable, "-m", "qubes_storage", "--root", str(machine.root), *args]
         who = user if given.get("user", "user") == "user" else "root"
         return subprocess.Popen(
-            command,
+            as_user(command, who, given.get("umask", "002")),
             env=ENV,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd="/",
-            **as_user(who, given.get("umask", "002")),
         )
 
     return run
