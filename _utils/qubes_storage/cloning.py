@@ -2,7 +2,7 @@
 
 import os
 
-from qubes_storage import build, image, mending, transfer
+from qubes_storage import build, image, transfer
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.plan import Image, Outside, Plan
 from qubes_storage.values import check_vm_name
@@ -73,7 +73,7 @@ class Cloning:
         )
         place = self.pool_of(vm)
         plan = Plan(vm, place)
-        left = mending.unfinished(place, vm)
+        left = self._all_left(name)
         self._check_images(source, self.pool_of(source), [])
         # Its root may be in use by the VMs that run on it, which only read it.
         self._check_all_halted(source, ("private",) if source.klass.is_template else None)

@@ -38,6 +38,7 @@ class Moving:
                 mending.mend(self.pool_of(renamed), renamed, True)
                 return changes
             mending.mend(self.pool_of(vm), vm, True)
+            self._clear_leftovers(new_name)
             self._move(vm, renamed, {"name": new_name, "conf_file": f"{new_name}.conf"})
         return changes
 
@@ -63,7 +64,7 @@ class Moving:
         renamed.name = new_name
         pool = self.pool_of(vm)
         guards.check_mount(self.root, pool.name, self.guards(pool.name))
-        left = mending.unfinished(pool, vm) + mending.unfinished(pool, renamed)
+        left = mending.unfinished(pool, vm) + self._all_left(new_name)
         self._check_images(vm, pool, left)
         self._check_all_halted(vm)
         build.check_vacant(pool, renamed)

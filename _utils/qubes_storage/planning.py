@@ -3,7 +3,7 @@
 import os
 import stat
 
-from qubes_storage import build, files, image, mending
+from qubes_storage import build, files, image
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.plan import Image, Plan, Source
 from qubes_storage.values import check_vm_name, parse_size
@@ -142,7 +142,7 @@ class Planning:
         if runs_on and "root" in sizes:
             raise self._root_is_templates(name, runs_on)
         plan = Plan(vm, place)
-        left = mending.unfinished(place, vm)
+        left = self._all_left(name)
         self._plan_images(plan, source, sizes)
         if outside[0] is not None:
             self._plan_import(plan, *outside, sizes.get("root", 0))

@@ -21,7 +21,7 @@ class Removal:
         found = self.registry()
         vm = self.find_vm(name)
         if vm is None:
-            left = [path for _, _, paths in self._leftovers(name) for path in paths]
+            left = self._all_left(name)
             return {"unfinished": {"old": left, "new": None}} if left else {}
         self._check_unused(found, vm)
         # On a disk that is away nobody can tell whether there are images, nor delete them.
@@ -61,6 +61,15 @@ class Removal:
                 paths = mending.unfinished(pool, vm)
                 if paths:
                     yield pool, vm, paths
+
+    def _all_left(self, name):
+        """The paths of the same, wherever they are."""
+        return [path for _, _, paths in self._leftovers(name) for path in paths]
+
+    def _clear_leftovers(self, name):
+        """Undo what a dead run left of a VM that no registry knows; the lock is held."""
+        for pool, left, _ in list(self._leftovers(name)):
+            mending.mend(pool, left, False)
 
     def _check_unused(self, found: Registry, vm):
         if vm.klass.name == "AdminVM":
@@ -131,8 +140,7 @@ class Removal:
             changes = self.vm_remove_diff(name, purge, keep)
             vm = self.find_vm(name)
             if vm is None:
-                for pool, left, _ in list(self._leftovers(name)):
-                    mending.mend(pool, left, False)
+                self._clear_leftovers(name)
             elif keep:
                 if "unfinished" in changes:
                     mending.mend(self.pool_of(vm), vm, True)

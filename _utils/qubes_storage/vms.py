@@ -132,6 +132,7 @@ class VMs(Planning, Comparing, Cloning):
         with self.locked("VM", name) as registry:
             self._check_new(name)  # another may have been first
             changes, plan = self.plan(name, **declared)
+            self._clear_leftovers(name)  # it may have been declared elsewhere then
             vm = plan.vm
             entry = vm.new_entry(registry, plan.pool.vmdir(vm))
             if not plan.has_kernel and "kernel" in entry.attrs:

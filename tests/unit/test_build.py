@@ -103,6 +103,31 @@ def test_a_create_that_died_anywhere_is_mended_by_the_next(scratch):
     assert died > 50
 
 
+@pytest.mark.parametrize("verb", ["create", "clone", "rename"])
+def test_what_a_dead_create_left_goes_when_the_name_is_given_elsewhere(scratch, verb):
+    machine = scratch("[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n")
+    machine.add_pools()
+    system = machine.connect()
+    system.create_vm("old", pool="default", **DECLARED)
+    left = machine.path("/mnt/foo/appvms/.work.creating")
+    for number in steps(20):
+        assert not kill_at(number, lambda: system.create_vm("work", pool="foo", **DECLARED))
+        if left.exists():
+            break
+    if verb == "rename":
+        assert system.rename_vm("old", "work")["unfinished"]["old"] == [
+            "/mnt/foo/appvms/.work.creating"
+        ]
+    else:
+        declared = DECLARED if verb == "create" else {"clone_from": "old"}
+        changes = system.vm_diff("work", **declared)
+        assert changes["unfinished"]["old"] == ["/mnt/foo/appvms/.work.creating"]
+        assert system.create_vm("work", **declared) == changes
+    assert not left.exists()
+    assert system.list_vms()["work"]["pool"] == "default"
+    assert system.vm_diff("work") == {}
+
+
 def test_a_remove_that_died_anywhere_is_finished_by_the_next(scratch):
     died = 0
     for number in steps(1):

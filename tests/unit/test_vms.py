@@ -205,7 +205,7 @@ def test_label_and_template_change_where_declared_and_nothing_else_does(machine,
     assert machine.entries()["work"].attrs == {**old, "label": "blue", "template_qid": qid}
     assert os.readlink(machine.path(f"{LIB}/appvms/work/icon.png")).endswith("appvm-blue.png")
     assert system.vm_diff("work") == {}
-    for match, template in (("not in qubes.xml", "nope"), ("runs on a TemplateVM", "work")):
+    for match, template in (("not in qubes.xml", "nope"), ("runs on TemplateVM", "work")):
         refused(machine, lambda t=template: system.set_vm("work", template=t), match)
 
 
