@@ -47,8 +47,10 @@ def built(plan):
         mending.mend(pool, vm, False)
         if files.exists(fd, name):
             raise _occupied(pool, vm)
-        marker = None
+        marker, left = None, plan.left
         try:
+            for path in (w.source.path for w in plan.images if _is_taken_in(w)):
+                left = stack.enter_context(files.closing(mending.open_outside(path)))
             marker = stack.enter_context(
                 files.closing(owning.make_dir(fd, creating(name), mode=owning.PRIVATE_MODE))
             )
@@ -78,7 +80,7 @@ def built(plan):
             raise
         try:
             if registry.is_synced(pool.root):  # else the next run does that
-                mending.finish(pool.root, fd, name, pool.vmdir(vm))
+                mending.finish(pool.root, fd, name, pool.vmdir(vm), left)
         except OSError as err:
             raise StoragePoolException(
                 f"VM {vm.name}: is in {pool.vmdir(vm)}, but what it came from could not be taken"
@@ -148,7 +150,7 @@ def _put(pool, wanted, fd, marker):
         pass  # the driver brought it with the directory
     elif not wanted.source:
         pool.create_image(path, wanted.size)
-    elif isinstance(wanted.source, Outside) and wanted.source.moved:
+    elif _is_taken_in(wanted):
         linked = _take_in(pool, wanted, fd, marker)
     else:
         with wanted.source.opened() as source:
@@ -157,6 +159,11 @@ def _put(pool, wanted, fd, marker):
         pool.resize_image(path, wanted.size)
     if not linked:
         owning.finish(path)
+
+
+def _is_taken_in(wanted):
+    """Whether an image is a file of the caller's, which goes."""
+    return isinstance(wanted.source, Outside) and wanted.source.moved
 
 
 def _take_in(pool, wanted, fd, marker):

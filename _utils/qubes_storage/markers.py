@@ -89,9 +89,13 @@ class Origin:
         text = f"{self.inode}:{kept}:{len(self.path)}:{self.path}{self.place}"
         os.symlink(text, FROM, dir_fd=marker)
 
-    def leave(self, root):
-        """Delete the old directory, unless it is kept; one whose disk is away stays there."""
-        fd = _open(root, self.path)
+    def leave(self, root, left=None):
+        """
+        Delete the old directory, unless it is kept; one whose disk is away stays there.
+
+        ``left`` is the directory that it is in, if that is open: its path may lead there no more.
+        """
+        fd = _open(root, self.path) if left is None else os.dup(left)
         if fd is None:
             return
         name = os.path.basename(self.path)

@@ -76,27 +76,36 @@ def _mend(pool, vm, registered, fd):
     os.fsync(fd)
 
 
-def finish(root, fd, name, place):
-    """A VM is made and registered: what it came from goes, and then the marker."""
+def finish(root, fd, name, place, left=None):
+    """
+    A VM is made and registered: what it came from goes, and then the marker.
+
+    ``left`` is the directory that this is in, if that is open.
+    """
     with markers.opened(fd, name) as marker:
         origin = markers.Origin.of(marker, place)
         if origin:
-            origin.leave(root)
+            origin.leave(root, left)
         outside = markers.read(marker, markers.OUTSIDE)
     if outside and outside.count(":") > 1:
-        _remove_outside(*outside.split(":", 2))
+        _remove_outside(*outside.split(":", 2), left)
         with files.closing(files.open_subdir(fd, name)) as vmdir:
             # A file that was linked has kept its mode till now.
             owning.finish(files.at(vmdir, "root.img"))
     trees.remove_tree(fd, creating(name))
 
 
-def _remove_outside(changed, inode, path):
+def open_outside(path):
+    """A handle of the directory of a file of the caller's."""
+    # The path had no links in it: one that is there now is of somebody who may write there.
+    return files.open_inside("/", "/", *(part for part in path.split("/")[:-1] if part))
+
+
+def _remove_outside(changed, inode, path, left):
     """Delete a file of the caller's if it is still the one that became an image."""
-    parent, name = os.path.split(path)
+    name = os.path.basename(path)
     try:
-        # The path had no links in it: one that is there now is of somebody who may write there.
-        fd = files.open_inside("/", "/", *(part for part in parent.split("/") if part))
+        fd = open_outside(path) if left is None else os.dup(left)
     except (FileNotFoundError, NotADirectoryError):
         return
     with files.closing(fd):

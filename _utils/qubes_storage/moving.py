@@ -147,6 +147,7 @@ class Moving:
         plan.texts = self._rules_elsewhere(vm)
         switched = False
         with files.closing(source.open_subdir(vm.klass.subdir)) as fd:
+            plan.left = fd
             inode = image.identity(fd, vm.dirname)
             plan.origin = markers.Origin(source.vmdir(vm), inode, keep, place)
             mark = markers.moving(vm.dirname)

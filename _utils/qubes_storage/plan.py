@@ -78,4 +78,5 @@ class Plan:
     kernels: str = None  # the version of the kernel to copy
     takes: object = None  # the transfer.Take of another VM's directory
     origin: object = None  # the markers.Origin, for a VM that moves
+    left: int = None  # the open directory of what goes in the end, where it is known
     texts: dict = field(default_factory=dict)  # {file name: bytes} of what nothing else brings

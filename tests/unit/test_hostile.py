@@ -235,6 +235,7 @@ def test_an_imported_file_is_not_deleted_through_a_link(machine):
     system.save_registry = swap_and_save.__get__(system)
     system.create_vm("new", klass="StandaloneVM", root_move_from=str(place / "disk.raw"))
     assert place.is_symlink()
+    assert os.listdir(f"{place}.away") == []
     assert (there / "disk.raw").exists()
 
 

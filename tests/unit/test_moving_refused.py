@@ -155,6 +155,22 @@ def test_the_mark_of_a_move_to_a_disk_that_is_away_goes(machine):
     holds(machine, OLD)
 
 
+def test_an_old_place_whose_disk_goes_meanwhile_goes_all_the_same(machine):
+    system, away = machine.connect(), machine.path("/mnt/away")
+    system.migrate_vm("work", "foo")
+    save = type(system).save_registry
+
+    def unmount_and_save(self, registry):
+        machine.path("/mnt/foo").rename(away)
+        save(self, registry)
+
+    system.save_registry = unmount_and_save.__get__(system)
+    system.migrate_vm("work", "default")
+    assert os.listdir(away / "appvms") == []
+    away.rename(machine.path("/mnt/foo"))
+    holds(machine, OLD)
+
+
 def test_an_old_place_whose_disk_is_away_hinders_nobody(machine, monkeypatch):
     """The run died once the VM was in its new pool, and then the disk of the old one went."""
     sync, away = os.fsync, machine.path("/mnt/away")
