@@ -211,7 +211,8 @@ def remove(name, purge=False):
         Name of the pool.
 
     purge : False
-        Also remove those of its directories that are empty.
+        Also remove those of its directories that are empty; refused while ``require_mount`` is not
+        mounted.
 
     CLI Example:
 

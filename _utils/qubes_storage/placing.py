@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from qubes_storage import files, owning, registry
+from qubes_storage import files, guards, owning, registry
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.pool import CONF, Pool, in_force, is_place
 from qubes_storage.vm import SUBDIRS, VM
@@ -46,6 +46,10 @@ class Placing:
                 with files.closing(files.open_dir(self.root, path)) as fd:
                     pool.check_setup(fd, try_out)
                 return
+
+    def _check_mount(self, name, exists, declared):
+        kept = {**(self.guards(name) if exists else {}), **declared.guards}
+        guards.check_mount(self.root, name, kept)
 
     def _check_parent(self, name, path):
         if os.path.normpath(path) == os.path.dirname(registry.PATH):
@@ -122,21 +126,26 @@ class Placing:
     @contextlib.contextmanager
     def _unmade(self, paths):
         """Remove empty directories; if the section stays then, they come back."""
-        gone = []
-        try:
-            for path in paths:
-                gone.append(path)
-                self._rmdir(path)
-            yield
-        except BaseException:
-            for path in reversed(gone):
-                parent, name = os.path.split(path.rstrip("/"))
-                with (
-                    contextlib.suppress(OSError),
-                    files.closing(files.open_dir(self.root, parent)) as fd,
-                ):
-                    os.close(owning.place_dir(fd, name))
-            raise
+        paths = [path.rstrip("/") for path in paths]
+        gone, parents = [], {}  # handles, so that they come back where they were
+        with contextlib.ExitStack() as stack:
+            for parent in {os.path.dirname(path) for path in paths}:
+                parents[parent] = files.open_dir(self.root, parent)
+                stack.callback(os.close, parents[parent])
+            try:
+                for path in paths:
+                    gone.append(path)
+                    fd = parents[os.path.dirname(path)]
+                    os.rmdir(os.path.basename(path), dir_fd=fd)
+                    os.fsync(fd)
+                yield
+            except BaseException:
+                for path in reversed(gone):
+                    parent, name = os.path.split(path)
+                    with contextlib.suppress(OSError):
+                        parents[path] = owning.place_dir(parents[parent], name)
+                        stack.callback(os.close, parents[path])
+                raise
 
     def _empty_dirs(self, name):
         """The directories of a pool that hold nothing, the innermost first."""

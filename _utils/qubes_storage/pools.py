@@ -140,8 +140,7 @@ class Pools(Placing):
             files.check_dir_path(name, pool.dir_path)
         moving = old is None or "dir_path" in changes
         self._check_place(name, pool, among=None if moving else self._before(name))
-        kept = {**(self.guards(name) if old is not None else {}), **declared.guards}
-        guards.check_mount(self.root, name, kept)
+        self._check_mount(name, old is not None, declared)
         missing = pool.missing()
         if missing:
             self._check_parent(name, missing[0])
@@ -236,6 +235,7 @@ class Pools(Placing):
                 stale = set(self.guards(name)) - set(guarded)
                 guarded.update(dict.fromkeys(stale))
             with self._made(pool), self._put_back(guards.PATH):
+                self._check_mount(name, exists, declared)  # the directories were made just now
                 self._check_setup(pool, True)
                 if guarded:
                     self.edit_conf(guards.PATH, name, guarded)
@@ -272,6 +272,8 @@ class Pools(Placing):
                 f"pool {name}: VMs lie in it ({shown(vm.name for vm in vms)}); migrate or remove"
                 " them first"
             )
+        if purge:  # on a disk that is away nobody can tell which of its directories are empty
+            guards.check_mount(self.root, name, self.guards(name))
         changes = {"removed": {"old": name, "new": None}}
         for guard, value in self.guards(name).items():
             changes[guard] = {"old": value, "new": None}

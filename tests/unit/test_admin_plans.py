@@ -82,6 +82,15 @@ def test_purge_of_a_pool_whose_disk_is_away_removes_the_pool_alone(there):
     assert "btrfs" not in daemon.pools
 
 
+def test_a_pool_whose_disk_has_to_be_mounted_is_not_purged_without(there):
+    daemon, system = there
+    system.save_guards("btrfs", {"require_mount": "/mnt/btrfs"})
+    with pytest.raises(StoragePoolException, match="pool btrfs: /mnt/btrfs is not mounted"):
+        system.remove_pool("btrfs", purge=True)
+    assert set(system.remove_pool("btrfs")) == {"removed", "require_mount"}
+    assert "btrfs" not in daemon.pools
+
+
 def test_guards_that_a_pool_of_that_name_left_are_not_written_again(there):
     _, system = there
     conf = Path(system.root) / "etc/qubes/storage-guards.conf"

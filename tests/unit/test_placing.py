@@ -51,6 +51,19 @@ def test_a_pool_whose_disk_is_away_is_removed_with_no_directory(machine):
     assert sorted(os.listdir(machine.path("/mnt/away"))) == sorted(SUBDIRS)
 
 
+def test_the_directories_of_a_pool_whose_disk_goes_come_back_on_that_disk(machine):
+    system, before = machine.connect(), tree(machine)
+    with pytest.raises(RuntimeError), system._unmade(system._empty_dirs("foo")):
+        assert not machine.path("/mnt/foo").exists()
+        machine.path("/mnt").rename(machine.path("/away"))
+        machine.path("/mnt").mkdir()
+        raise RuntimeError
+    assert os.listdir(machine.path("/mnt")) == []
+    machine.path("/mnt").rmdir()
+    machine.path("/away").rename(machine.path("/mnt"))
+    assert tree(machine) == before
+
+
 def test_what_is_no_directory_of_a_pool_stays(machine):
     (machine.path("/mnt/foo/appvms")).rmdir()
     (machine.path("/mnt/foo/appvms")).symlink_to("servicevms")

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 import qubes_storage
+from qubes_storage import Pool
 from qubes_storage.exc import InvalidInput, StoragePoolException
 
 CONF = "etc/qubes/storage.conf"
@@ -426,6 +427,31 @@ def test_require_mount_lets_a_pool_be_made_on_a_mounted_disk_alone(system, root,
     assert caught.value.waits_for == [("path", "/mnt/")]
     assert any("is not mounted" in problem for problem in system.pool_info("usb")["problems"])
     assert os.listdir(mounted) == []
+
+
+def test_directories_made_below_a_disk_that_was_unmounted_meanwhile_go(
+    system, root, mounted, monkeypatch
+):
+    create = Pool.create
+
+    def unmount_and_create(self):
+        if self.name == "usb":
+            subprocess.run(["umount", mounted], check=True)
+        create(self)
+
+    monkeypatch.setattr(Pool, "create", unmount_and_create)
+    with pytest.raises(StoragePoolException, match="pool usb: /mnt is not mounted"):
+        system.add_pool("usb", dir_path="/mnt/qubes", require_mount="/mnt")
+    assert os.listdir(mounted) == []
+    assert "usb" not in system.list_pools()
+
+
+def test_a_pool_whose_disk_has_to_be_mounted_is_not_purged_without(system, root, mounted):
+    system.add_pool("usb", dir_path="/mnt/qubes", require_mount="/mnt")
+    subprocess.run(["umount", mounted], check=True)
+    with refused(root, "pool usb: /mnt is not mounted.*mount its disk"):
+        system.remove_pool("usb", purge=True)
+    assert set(system.remove_pool("usb")) == {"removed", "require_mount"}
 
 
 def test_a_directory_below_a_mount_point_is_no_mount_point(system, root, mounted):

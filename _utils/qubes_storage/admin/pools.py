@@ -2,6 +2,7 @@
 
 import os
 
+from qubes_storage import guards
 from qubes_storage.admin.pool_plan import PLACE, SETTABLE, SUBDIRS, TYPES, AdminPoolPlan
 from qubes_storage.adminapi import check_pool_name, fresh_if_refused
 from qubes_storage.declared import Declared
@@ -103,6 +104,8 @@ class AdminPools(AdminPoolPlan):
             raise StoragePoolException(
                 f"pool {name}: is the {', '.join(used_as)}; set another with qubes_pool.default"
             )
+        if purge:
+            guards.check_mount(self.root, name, self.guards(name))
         changes = {"removed": {"old": name, "new": None}}
         for guard, value in self.guards(name).items():
             changes[guard] = {"old": value, "new": None}
