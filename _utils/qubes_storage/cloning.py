@@ -140,7 +140,9 @@ class Cloning:
             with image.pinned(real, anywhere=True) as (_, found):
                 device = image.used_by_loop(found)
         except OSError as err:
-            raise StoragePoolException(f"VM {vm.name}: {word} {path}: {err.strerror}") from err
+            raise StoragePoolException(
+                f"VM {vm.name}: {word} {path}: {err.strerror}; name an image"
+            ) from err
         if not found.st_size:
             raise StoragePoolException(f"VM {vm.name}: {word} {path} is empty; name an image")
         if device:

@@ -161,7 +161,7 @@ def test_a_root_image_that_cannot_be_one_is_refused(machine, disk, tmp_path):
     empty.touch()
     for path, match in (
         ("disk.raw", "not an absolute path"),
-        (str(tmp_path / "none"), "No such file"),
+        (str(tmp_path / "none"), "No such file or directory; name an image"),
         (str(tmp_path), "not a regular file"),
         (str(empty), "is empty"),
     ):
