@@ -54,8 +54,15 @@ def build(world, driver):
     machine.write_registry()
     keep = {"revisions_to_keep": 3} if driver != "xen" else {}
     for name in ("ssd", "near", "spare"):
-        system.add_pool(name, driver=driver, dir_path=f"/mnt/ssd/{name}", min_free=1, **keep)
-    system.add_pool("plain", dir_path="/mnt/ssd/plain")
+        system.add_pool(
+            name,
+            driver=driver,
+            dir_path=f"/mnt/ssd/{name}",
+            require_mount=world.require_mount,
+            min_free=1,
+            **keep,
+        )
+    system.add_pool("plain", dir_path="/mnt/ssd/plain", require_mount=world.require_mount)
     system.create_vm("tpl", klass="TemplateVM", template="fedora-23", pool="ssd")
     system.create_vm("work", klass="StandaloneVM", template="fedora-23", pool="ssd", label="green")
     system.create_vm("app", template="tpl", pool="ssd")
@@ -148,6 +155,10 @@ def _driver(world):
     return world.driver
 
 
+def _required(world):
+    return world.require_mount
+
+
 def _outside(world):
     return str(world.outside / "disk.raw")
 
@@ -163,7 +174,13 @@ OPERATIONS = {
     for each in (
         Operation(
             "pool add",
-            pool_present("new", driver=_driver, dir_path="/mnt/ssd/new", min_free="1MiB"),
+            pool_present(
+                "new",
+                driver=_driver,
+                dir_path="/mnt/ssd/new",
+                require_mount=_required,
+                min_free="1MiB",
+            ),
             pool="new",
         ),
         Operation(

@@ -1,12 +1,10 @@
-"""A machine whose one disk of 64 MiB can be full, out of inodes, or read-only."""
+"""A machine with a disk of 64 MiB that can be full, out of inodes, or read-only."""
 
 import contextlib
 import os
-import pathlib
 import re
 import shutil
 import subprocess
-import tempfile
 
 import pytest
 from qubes_storage.exc import StoragePoolException
@@ -26,27 +24,12 @@ FILESYSTEMS = {"xen": "ext4", "reflink": "btrfs", "btrfs": "btrfs"}  # of a driv
 CLEAR = re.compile(r"(pool|VM) [\w-]+: .*/.*; |/(qubes\.xml|storage[a-z-]*\.conf): .*; ", re.S)
 
 
-class OneDisk(world.World):
-    """All of the machine, and the caller's directory, on one small filesystem."""
+class PoolDisk(world.World):
+    """The pools of a driver, and the file of the caller's beside them, on one small filesystem."""
 
-    def __init__(self, kind, *options):
-        self.place = pathlib.Path(tempfile.mkdtemp(prefix="qubes-torture-", dir=_memory()))
-        self._mounted = []
-        self.kind = kind
-        try:
-            self.disk = self.place / "disk"
-            self.disk.mkdir()
-            self._mount(options)
-            self.machine = Machine(self._dir("disk/live/root"))
-            self.outside = self._dir("disk/live/outside")
-            self.ssd = self.machine.mkdir("/mnt/ssd")
-        except BaseException:
-            self.close()
-            raise
-        self._live = self.disk / "live"
-        self._kept = self.disk / "saved"
+    what = "the pools' disk"
 
-    def _mount(self, options):
+    def _mount_new(self, *options):
         if os.geteuid() or not shutil.which(MAKE[self.kind][0]):
             pytest.skip(f"only root, with {MAKE[self.kind][0]}, can make such a disk")
         image = self.place / "disk.img"
@@ -56,21 +39,6 @@ class OneDisk(world.World):
         command = ["mount", "-o", "loop", image, self.disk]
         if subprocess.run(command, check=False, capture_output=True).returncode:
             pytest.skip(f"{self.kind} cannot be mounted here")
-        self._mounted.append(self.disk)
-
-    def close(self):
-        """Unmount it, whoever has something open there, and delete it."""
-        for place in self._mounted:
-            subprocess.run(["umount", "-l", place], check=True)
-        shutil.rmtree(self.place)
-
-    def save(self):
-        world.empty(self._kept)
-        world._copy_into(self._live, self._kept)
-
-    def restore(self):
-        world.empty(self._live)
-        world._copy_into(self._kept, self._live)
 
     @contextlib.contextmanager
     def read_only(self):
@@ -125,8 +93,17 @@ class OneDisk(world.World):
             shutil.rmtree(names)
 
 
-def _memory():
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+class OneDisk(PoolDisk):
+    """All of the machine, and the caller's directory, on it."""
+
+    what = "the disk"
+    require_mount = None
+
+    def _lay_out(self):
+        self.machine = Machine(self._dir("disk/live/root"))
+        self.outside = self._dir("disk/live/outside")
+        self.ssd = self.machine.mkdir("/mnt/ssd")
+        self._saved = [(self.disk / "live", self.disk / "saved")]
 
 
 class Trial:
@@ -173,9 +150,9 @@ def differences(old, new):
     return {p: (old.get(p), new.get(p)) for p in {*old, *new} if old.get(p) != new.get(p)}
 
 
-def made(driver, *options):
-    """The machine of the catalogue on one small disk."""
-    there = OneDisk(FILESYSTEMS[driver], *options)
+def made(disk, driver, *options):
+    """The machine of the catalogue with a small disk, a :py:class:`OneDisk` or PoolDisk."""
+    there = disk(FILESYSTEMS[driver], *options)
     try:
         operations.build(there, driver)
     except BaseException:

@@ -35,30 +35,38 @@ class World:
     """
 
     driver = None  # of its pools
+    require_mount = "/mnt/ssd"  # of its pools, too
 
-    def __init__(self, kind):
+    def __init__(self, kind, *options):
         sweep()
+        self.kind = kind
         prefix = f"qubes-torture-{os.getpid()}-"
         self.place = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=_memory()))
         self._mounted = []
         try:
-            disk = self.place / "disk"
-            disk.mkdir()
-            mount(kind, disk)
-            self._mounted.append(disk)
-            (disk / "live").mkdir()
-            self.machine = Machine(self._dir("live/root"), template=True)
-            self.outside = self._dir("live/outside")
-            self.ssd = self.machine.mkdir("/mnt/ssd")
-            subprocess.run(["mount", "--bind", disk / "live", self.ssd], check=True)
-            self._mounted.append(self.ssd)
+            self.disk = self._dir("disk")
+            self._mount_new(*options)
+            self._mounted.append(self.disk)
+            self._lay_out()
         except BaseException:
             self.close()
             raise
+
+    def _mount_new(self):
+        """Mount a fresh filesystem at ``disk``."""
+        mount(self.kind, self.disk)
+
+    def _lay_out(self):
+        """Make the machine, and the caller's directory."""
+        self.machine = Machine(self._dir("live/root"), template=True)
+        self.outside = self._dir("live/outside")
+        self.ssd = self.machine.mkdir("/mnt/ssd")
+        self._dir("disk/live")
+        self._mount_ssd()
         self._saved = [
             (self.machine.root, self.place / "saved/root"),
             (self.outside, self.place / "saved/outside"),
-            (disk / "live", disk / "saved"),
+            (self.disk / "live", self.disk / "saved"),
         ]
 
     def _dir(self, name):
@@ -66,10 +74,14 @@ class World:
         path.mkdir(parents=True)
         return path
 
+    def _mount_ssd(self):
+        subprocess.run(["mount", "--bind", self.disk / "live", self.ssd], check=True)
+        self._mounted.append(self.ssd)
+
     def close(self):
-        """Unmount and delete it all."""
+        """Unmount and delete it all, whoever has something open there."""
         for place in reversed(self._mounted):
-            subprocess.run(["umount", place], check=True)
+            subprocess.run(["umount", "-l", place], check=True)
         shutil.rmtree(self.place)
 
     def connect(self):
@@ -80,12 +92,12 @@ class World:
         """Keep what is there now; saved before, it is forgotten."""
         for live, saved in self._saved:
             empty(saved)
-            _copy_into(live, saved, {self.ssd})
+            _copy_into(live, saved, self._mounted)
 
     def restore(self):
         """Have everything be as it was when it was saved; files are new ones, of the same times."""
         for live, saved in self._saved:
-            empty(live, {self.ssd})
+            empty(live, self._mounted)
             _copy_into(saved, live)
 
     def tree(self):
