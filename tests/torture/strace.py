@@ -140,6 +140,24 @@ def interrupt(function, call, error=None):
     Run a function whose ``call`` is never made: the child is killed when it comes to it, or the
     call fails with ``error``, the name of an errno. Returns the :py:class:`Ending`.
     """
+
+    def stop(pid):
+        if error:
+            return getattr(errno, error)
+        os.kill(pid, signal.SIGKILL)
+        return None
+
+    ending = at(function, call, stop)
+    if not error and not ending.killed:
+        raise AssertionError(f"not killed at {call}: {ending}")
+    return ending
+
+
+def at(function, call, act):
+    """
+    Run a function, and ``act(pid)`` when it comes to a ``call``, which waits meanwhile; it returns
+    what :py:func:`seccomp.answer` is to do. Returns the :py:class:`Ending`.
+    """
     left = call.number
     reached = []
 
@@ -149,17 +167,12 @@ def interrupt(function, call, error=None):
         if left:
             return 0
         reached.append([_plain(seccomp.text(pid, args[at])) for at in _texts(call)])
-        if error:
-            return getattr(errno, error)
-        os.kill(pid, signal.SIGKILL)
-        return None
+        return act(pid)
 
     ending = answered(function, lambda end: seccomp.ask_before(call.name, end), decide)
     expected = [_plain(call.args[at]) for at in _texts(call)]
     if reached != [expected]:
         raise AssertionError(f"the run did not come to {call}, but to {reached}: {ending}")
-    if not error and not ending.killed:
-        raise AssertionError(f"not killed at {call}: {ending}")
     return ending
 
 

@@ -31,7 +31,8 @@ class World:
     A :py:class:`Machine` on tmpfs with a filesystem of its own, of a kind, at ``/mnt/ssd``.
 
     Everything is below ``place``: the machine's ``root``, and ``outside``, the caller's directory.
-    :py:meth:`save` keeps what is there, :py:meth:`restore` brings it back.
+    :py:meth:`save` keeps what is there, :py:meth:`restore` brings it back. The disk is away between
+    :py:meth:`detach` and :py:meth:`attach`.
     """
 
     driver = None  # of its pools
@@ -43,10 +44,12 @@ class World:
         prefix = f"qubes-torture-{os.getpid()}-"
         self.place = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=_memory()))
         self._mounted = []
+        self._held = None  # a handle of the disk while it is away
         try:
             self.disk = self._dir("disk")
             self._mount_new(*options)
             self._mounted.append(self.disk)
+            self._device = _device(self.disk)
             self._lay_out()
         except BaseException:
             self.close()
@@ -78,10 +81,29 @@ class World:
         subprocess.run(["mount", "--bind", self.disk / "live", self.ssd], check=True)
         self._mounted.append(self.ssd)
 
+    def detach(self):
+        """Unmount the disk lazily: what is open there goes on working, and no path leads there."""
+        self._held = os.open(self.disk, os.O_PATH)  # it stays the same filesystem to the kernel
+        subprocess.run(["umount", "-l", self.ssd, self.disk], check=True)
+        self._mounted = []
+
+    def attach(self):
+        """Mount it again; returns the paths of what was made where it was to be, which goes."""
+        made = sorted(str(path.relative_to(self.ssd)) for path in self.ssd.rglob("*"))
+        empty(self.ssd)
+        subprocess.run(["mount", self._device, self.disk], check=True)
+        self._mounted.append(self.disk)
+        self._mount_ssd()
+        os.close(self._held)
+        self._held = None
+        return made
+
     def close(self):
         """Unmount and delete it all, whoever has something open there."""
         for place in reversed(self._mounted):
             subprocess.run(["umount", "-l", place], check=True)
+        if self._held is not None:
+            os.close(self._held)
         shutil.rmtree(self.place)
 
     def connect(self):
@@ -96,6 +118,8 @@ class World:
 
     def restore(self):
         """Have everything be as it was when it was saved; files are new ones, of the same times."""
+        if self._held is not None:
+            self.attach()
         for live, saved in self._saved:
             empty(live, self._mounted)
             _copy_into(saved, live)
@@ -118,6 +142,12 @@ class World:
 
 def _memory():
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+
+
+def _device(place):
+    """The device that is mounted at a place."""
+    with open("/proc/self/mounts", encoding="utf-8") as table:
+        return next(line.split(" ")[0] for line in table if line.split(" ")[1] == str(place))
 
 
 def sweep():
