@@ -155,7 +155,8 @@ def _put(pool, wanted, fd, marker):
     else:
         with wanted.source.opened() as source:
             pool.clone_image(source, path)
-    if image.measure(fd, wanted.filename)[0] < wanted.size:
+    there = image.measure(fd, wanted.filename)
+    if not there or there[0] < wanted.size:  # what somebody has put in its place is refused
         pool.resize_image(path, wanted.size)
     if not linked:
         owning.finish(path)

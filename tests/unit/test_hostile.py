@@ -5,7 +5,7 @@ import shutil
 import struct
 
 import pytest
-from qubes_storage import markers, revisions
+from qubes_storage import Pool, markers, revisions
 from qubes_storage.drivers import reflink
 from qubes_storage.exc import StoragePoolException
 
@@ -237,6 +237,13 @@ def test_an_imported_file_is_not_deleted_through_a_link(machine):
     assert place.is_symlink()
     assert os.listdir(f"{place}.away") == []
     assert (there / "disk.raw").exists()
+
+
+def test_an_image_that_is_swapped_as_soon_as_it_is_made_is_refused(machine, monkeypatch):
+    monkeypatch.setattr(Pool, "create_image", lambda self, path, size: os.mkdir(path))
+    with pytest.raises(StoragePoolException, match=r"VM new: .*\.img is not a regular file"):
+        machine.connect().create_vm("new", pool="foo")
+    assert os.listdir(machine.path("/mnt/foo/appvms")) == []
 
 
 def test_links_that_are_moved_stay_their_owner_s(machine):
