@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 from dataclasses import dataclass
 
 import pytest
@@ -32,6 +33,7 @@ class Operation:
     takes: str = None  # the file of the caller's that goes, "outside" or "ssd"
     drivers: tuple = DRIVERS
     pool: str = None  # the pool that it is about
+    drops: bool = False  # it moves a VM to where no revisions are kept
 
     def __str__(self):
         return self.name
@@ -91,6 +93,11 @@ def build(world, driver):
         path = place / "disk.raw"
         path.touch(0o600)
         _fill_at(path, "a disk", 5 * MIB)
+    with system.locked() as registry:  # R3.2 gives a VM its uuid when it starts
+        for entry in registry.entries:
+            if entry.attrs.get("dir_path"):
+                marked = entry.changed(uuid=str(uuid.uuid4()))
+                system.save_registry(system.registry().replaced(entry, marked))
     os.sync()
     world.save()
 
@@ -210,11 +217,13 @@ OPERATIONS = {
             "migrate to another driver",
             vm_present("work", pool="plain", migrate=True),
             vms=("work",),
+            drops=True,
         ),
         Operation(
             "migrate elsewhere",
             vm_present("work", pool="default", migrate=True, label="blue"),
             vms=("work",),
+            drops=True,
         ),
         Operation(
             "migrate from elsewhere", vm_present("home", pool="ssd", migrate=True), vms=("home",)

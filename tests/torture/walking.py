@@ -84,20 +84,25 @@ class Walk:
                 disk = world.machine.path(there["new"]["dir_path"]) / "root.img"
             need(disk.exists(), disk, "is lost")
             need(content(disk) == self.before[_DISKS[which]][3], disk, "is changed")
+        operations = [walk.operation for walk in walks]
         if again and self.operation.verb:
             return
+        if any(o.drops for o in operations) and any(o.verb for o in operations):
+            return  # what one keeps as a revision, the other drops
         lost = set.intersection(*(walk.kept for walk in walks)) - _sums(tree)
         need(not lost, "images are lost:", *(_where(self.before, each) for each in lost))
 
     def _check_vm(self, vm, there, walks, tree):
         operations = [walk.operation for walk in walks]
         names = {vm, *(o.renames[1] for o in operations if o.renames and o.renames[0] == vm)}
-        found = sorted(names & set(there))
+        # By its uuid, for one that is removed or renamed may be declared, and so made, again.
+        uuid = self.registered[vm]["uuid"]
+        found = [name for name, attrs in there.items() if attrs.get("uuid") == uuid]
         removed = [o for o in operations if o.removes == vm]
         if not found:
             need(removed, "VM", vm, "is no longer in qubes.xml")
             return
-        need(len(found) == 1, "VM", vm, "is in qubes.xml as", *found)
+        need(len(found) == 1 and found[0] in names, "VM", vm, "is in qubes.xml as", *found)
         place = self.world.machine.path(there[found[0]]["dir_path"])
         if not place.exists() and removed:
             place = place.with_name(f".{place.name}.removing")
