@@ -23,6 +23,8 @@ def check_vacant(pool, vm):
         left = files.exists(fd, creating(vm.dirname)) or files.exists(fd, moving(vm.dirname))
         if files.exists(fd, vm.dirname) and not left:  # what a dead run left is looked at later
             raise _occupied(pool, vm)
+    if left:
+        mending.check(pool, vm, False)
 
 
 def _occupied(pool, vm):

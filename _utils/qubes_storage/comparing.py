@@ -28,6 +28,7 @@ class Comparing:
         changes = {}
         left = mending.unfinished(place, vm)
         if left:
+            mending.check(place, vm, True)
             changes["unfinished"] = {"old": left, "new": None}
         there = self._check_images(vm, place, left)
         if moves:
@@ -55,10 +56,9 @@ class Comparing:
 
     def _check_images(self, vm, pool, left):
         """A registered VM whose private or root image is gone is never made anew."""
-        there = self.images_on_disk(vm)
-        removing = any(path.endswith(".removing") for path in left)
+        there = self.images_on_disk(vm, any(path.endswith(".removing") for path in left))
         gone = [f for v, f in vm.images.items() if v in ("private", "root") and v not in there]
-        if gone and not removing:
+        if gone:
             guard = self.guards(pool.name).get("require_mount")
             mount = f" (is {guard} mounted?)" if guard else ""
             paths = ", ".join(os.path.join(pool.vmdir(vm), name) for name in gone)

@@ -6,10 +6,13 @@ else finished. ``.NAME.removing``: it is renamed back if the registry still know
 on. A VM that moves leaves the markers of :py:mod:`markers`, one at either place.
 """
 
+import contextlib
+import errno
 import os
+import stat
 
 from qubes_storage import files, markers, owning, registry, trees
-from qubes_storage.exc import StoragePoolException
+from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 
 
@@ -42,14 +45,35 @@ def open_vm(pool, vm):
     return fd
 
 
+def check(pool, vm, registered):
+    """Raise what :py:func:`mend` would of markers that no run has made."""
+    with _opened(pool, vm) as fd:
+        name = vm.dirname
+        if files.exists(fd, creating(name)):
+            with markers.opened(fd, name) as marker:
+                markers.Origin.of(marker, pool.vmdir(vm))
+        found = files.exists(fd, moving(name))
+        if found and stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, f"{moving(name)} is a directory: move it away")
+        if registered and files.exists(fd, removing(name)) and not files.exists(fd, name):
+            os.close(files.open_subdir(fd, removing(name)))
+
+
 def mend(pool, vm, registered):
     """Finish or undo what a dead run left of a VM."""
+    with _opened(pool, vm) as fd:
+        _mend(pool, vm, registered, fd)
+
+
+@contextlib.contextmanager
+def _opened(pool, vm):
+    """A handle of the directory where a VM lies, or will."""
     with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
         try:
-            _mend(pool, vm, registered, fd)
+            yield fd
         except OSError as err:
             place = os.path.dirname(pool.vmdir(vm))
-            raise StoragePoolException(
+            raise OutOfStep(
                 f"VM {vm.name}: {place}: what a dead run left cannot be mended: {err.strerror};"
                 " mend the disk and try again"
             ) from err

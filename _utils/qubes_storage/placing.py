@@ -56,13 +56,19 @@ class Placing:
             return  # of the machine's own layout: the lock is there, and makes it
         parent = os.path.dirname(path.rstrip("/"))
         try:
-            os.close(files.open_dir(self.root, parent))
+            with files.closing(files.open_dir(self.root, parent)) as fd:
+                found = files.exists(fd, os.path.basename(path.rstrip("/")))
         except OSError as err:
             raise StoragePoolException(
                 f"pool {name}: {parent}: {err.strerror}; make it, or mount its disk, first: a"
                 " parent is never made in silence",
                 waits_for=[("path", parent)],
             ) from err
+        if found:
+            raise StoragePoolException(
+                f"pool {name}: {path} is a link to what is not there; mount its disk, or delete the"
+                " link"
+            )
 
     def _before(self, name):
         """The sections before a pool's: of two over one directory, the later one is wrong."""

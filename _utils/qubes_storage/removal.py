@@ -20,8 +20,8 @@ class Removal:
         """What :py:meth:`remove_vm` would change; raises what it would raise."""
         found = self.registry()
         vm = self.find_vm(name)
+        left = self._all_left(name)
         if vm is None:
-            left = self._all_left(name)
             return {"unfinished": {"old": left, "new": None}} if left else {}
         self._check_unused(found, vm)
         # On a disk that is away nobody can tell whether there are images, nor delete them.
@@ -35,7 +35,7 @@ class Removal:
             )
         if there and not keep:
             changes["deleted"] = {"old": sorted(held) or [there], "new": None}
-        left = self._left(vm)
+        left = self._left(vm) + left
         if left:
             changes["unfinished"] = {"old": left, "new": None}
         return changes
@@ -43,14 +43,19 @@ class Removal:
     def _left(self, vm):
         """The paths of what a dead run left of a registered VM."""
         try:
-            return mending.unfinished(self.pool_of(vm), vm)
+            pool = self.pool_of(vm)
         except StoragePoolException:
             return []
+        left = mending.unfinished(pool, vm)
+        if left:
+            mending.check(pool, vm, True)
+        return left
 
     def _leftovers(self, name):
-        """``(pool, vm, paths)`` of what a dead run left of a VM that no registry knows."""
+        """``(pool, vm, paths)`` of what a dead run left where the registry has no VM of a name."""
         if not isinstance(name, str) or "/" in name:
             return
+        there = self.find_vm(name)
         for pool_name in self.sections():
             try:
                 pool = self.get_pool(pool_name)
@@ -58,16 +63,22 @@ class Removal:
                 continue
             for klass in self.places() if isinstance(pool, Pool) else ():
                 vm = VM(name, klass, pool=pool_name)
+                if there and (there.pool, there.klass.subdir) == (pool_name, klass.subdir):
+                    continue
                 paths = mending.unfinished(pool, vm)
                 if paths:
                     yield pool, vm, paths
 
     def _all_left(self, name):
-        """The paths of the same, wherever they are."""
-        return [path for _, _, paths in self._leftovers(name) for path in paths]
+        """The paths of the same, wherever they are; raises what mending them would."""
+        left = []
+        for pool, vm, paths in self._leftovers(name):
+            mending.check(pool, vm, False)
+            left += paths
+        return left
 
     def _clear_leftovers(self, name):
-        """Undo what a dead run left of a VM that no registry knows; the lock is held."""
+        """Undo the same; the lock is held."""
         for pool, left, _ in list(self._leftovers(name)):
             mending.mend(pool, left, False)
 
@@ -139,13 +150,14 @@ class Removal:
         with self.locked("VM", name) as registry:
             changes = self.vm_remove_diff(name, purge, keep)
             vm = self.find_vm(name)
+            self._clear_leftovers(name)
             if vm is None:
-                self._clear_leftovers(name)
-            elif keep:
-                if "unfinished" in changes:
+                return changes
+            if keep:
+                if self._left(vm):
                     mending.mend(self.pool_of(vm), vm, True)
                 self.save_registry(self._without(registry, vm))
-            elif "deleted" in changes or "unfinished" in changes:
+            elif "deleted" in changes or self._left(vm):
                 with build.removed(self.pool_of(vm), vm):
                     self.save_registry(self._without(registry, vm))
             else:

@@ -89,10 +89,14 @@ class VMs(Planning, Comparing, Cloning):
             }
         return found
 
-    def images_on_disk(self, vm):
-        """``{volume: (size, allocated)}`` of the images that are there, in bytes."""
+    def images_on_disk(self, vm, removing=False):
+        """
+        ``{volume: (size, allocated)}`` of the images that are there, in bytes; with ``removing``
+        also of those that a dead run was removing.
+        """
         try:
-            fd = self.pool_of(vm).open_vm(vm)
+            pool = self.pool_of(vm)
+            fd = mending.open_vm(pool, vm) if removing else pool.open_vm(vm)
         except StoragePoolException:
             fd = None
         if fd is None:

@@ -116,6 +116,7 @@ def test_a_label_needs_no_directory_where_a_run_died_in_a_removal(machine):
     machine.elements.append(element("QubesAppVm", "gone", 3, template_qid="1"))
     machine.write_registry()
     machine.mkdir(f"{LIB}/appvms/.gone.removing")
+    machine.image(f"{LIB}/appvms/.gone.removing/private.img", GIB)
     system = machine.connect()
     assert set(system.set_vm("gone", label="blue")) == {"label", "unfinished"}
     assert os.readlink(machine.path(f"{LIB}/appvms/gone/icon.png")).endswith("appvm-blue.png")

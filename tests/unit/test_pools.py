@@ -162,6 +162,7 @@ def test_options_that_are_no_map_are_refused(system, root, options):
         ({"dir_path": "/no/parent/here"}, "/no/parent: No such file.* never made in silence"),
         ({"dir_path": "/opt/file/a"}, "dir_path /opt/file/a: Not a directory"),
         ({"dir_path": "/opt/file"}, "dir_path /opt/file: Not a directory"),
+        ({"dir_path": "/opt/link"}, "/opt/link is a link to what is not there; mount its disk"),
         ({"dir_path": "/var/lib/qubes"}, "is the directory of pool default too"),
         ({"dir_path": "/var/lib/qubes/appvms"}, "lies in the VM directories of pool default"),
         ({"dir_path": "/var/lib/qubes/vm-templates/x"}, "lies in the VM directories of pool def"),
@@ -170,6 +171,7 @@ def test_options_that_are_no_map_are_refused(system, root, options):
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(system, root, given, message):
     (root / "opt/file").touch()
+    (root / "opt/link").symlink_to("/nowhere")
     system.set_pool("default")
     with refused(root, message):
         system.add_pool("foo", **given)

@@ -1,7 +1,7 @@
 """The removal of VMs whose place is odd: no pool, no images, what a dead run left."""
 
 import pytest
-from qubes_storage.exc import InvalidInput
+from qubes_storage.exc import InvalidInput, StoragePoolException
 
 from tests.r32.machine import LIB, element
 
@@ -70,3 +70,22 @@ def test_a_removal_that_died_is_undone_where_the_images_are_to_be_kept(machine):
     assert (appvms / "work/private.img").exists()
     assert not (appvms / ".work.removing").exists()
     assert "work" not in machine.entries()
+
+
+def test_what_a_dead_run_left_elsewhere_goes_too(machine):
+    system = machine.connect()
+    system.add_pool("ssd", dir_path="/mnt/ssd")
+    left = ["/mnt/ssd/appvms/.work.creating"]
+    machine.mkdir(left[0], 0o700)
+    assert system.vm_remove_diff("work", purge=True)["unfinished"] == {"old": left, "new": None}
+    assert system.remove_vm("work", purge=True)["unfinished"] == {"old": left, "new": None}
+    assert not machine.path(left[0]).exists()
+    assert system.remove_vm("work", purge=True) == {}
+
+
+def test_a_vm_stays_while_storage_conf_cannot_be_read(machine):
+    machine.write("/etc/qubes/storage.conf", b"[default]\ndriver=xen\n[bad\n")
+    before = machine.tree()
+    with pytest.raises(StoragePoolException, match="storage.conf cannot be read"):
+        machine.connect().remove_vm("work")
+    assert machine.tree() == before

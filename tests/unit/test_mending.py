@@ -1,0 +1,70 @@
+"""Markers that no run has made: they are told while looking, and nothing is done."""
+
+import pytest
+from qubes_storage import StoragePoolException
+
+from tests.r32.machine import LIB
+
+APPVMS = f"{LIB}/appvms"
+
+
+@pytest.fixture
+def machine(scratch):
+    machine = scratch()
+    system = machine.connect()
+    system.add_pool("ssd", dir_path="/mnt/ssd")
+    system.create_vm("work")
+    return machine
+
+
+def _file(machine, path):
+    machine.write(path, b"")
+
+
+def _directory(machine, path):
+    machine.mkdir(path)
+
+
+def _instead(machine, path):
+    """A file where the VM's directory is to be, had a run died while it was removed."""
+    machine.path(f"{APPVMS}/work").rename(machine.path("/mnt/away"))
+    machine.write(path, b"")
+
+
+@pytest.mark.parametrize(
+    ("put", "path", "why", "asked"),
+    [
+        (_file, f"{APPVMS}/.new.creating", "Not a directory", {"name": "new"}),
+        (_directory, f"{APPVMS}/.work.creating", "was not made by root", {"label": "blue"}),
+        (_directory, f"{APPVMS}/.work.moving", "is a directory: move it away", {"label": "blue"}),
+        (_instead, f"{APPVMS}/.work.removing", "Not a directory", {"label": "blue"}),
+        (_file, "/mnt/ssd/appvms/.work.creating", "Not a", {"pool": "ssd", "migrate": True}),
+    ],
+)
+def test_a_marker_that_no_run_made_is_told_while_looking(machine, put, path, why, asked):
+    put(machine, path)
+    before, system = machine.tree(), machine.connect()
+    asked = {"name": "work", **asked}
+    for verb in (system.vm_diff, system.create_vm if asked["name"] == "new" else system.set_vm):
+        with pytest.raises(StoragePoolException, match=f"cannot be mended: .*{why}"):
+            verb(**asked)
+    for verb in (system.vm_remove_diff, system.remove_vm):
+        with pytest.raises(StoragePoolException, match=f"cannot be mended: .*{why}"):
+            verb(asked["name"], purge=True)
+    assert machine.tree() == before
+
+
+def test_a_vm_whose_images_are_not_in_what_a_dead_run_left_is_not_changed(machine):
+    machine.path(f"{APPVMS}/work").rename(machine.path("/mnt/away"))
+    machine.mkdir(f"{APPVMS}/.work.removing")
+    with pytest.raises(StoragePoolException, match=r"work/private\.img is gone"):
+        machine.connect().vm_diff("work", label="blue")
+
+
+def test_a_vm_that_a_dead_run_was_removing_is_compared_whole(machine):
+    machine.path(f"{APPVMS}/work").rename(machine.path(f"{APPVMS}/.work.removing"))
+    system = machine.connect()
+    changes = system.vm_diff("work", volumes={"private": "3GiB"})
+    assert set(changes) == {"unfinished", "volumes"}
+    assert system.set_vm("work", volumes={"private": "3GiB"}) == changes
+    assert system.vm_diff("work", volumes={"private": "3GiB"}) == {}
