@@ -282,3 +282,28 @@ def test_values_are_sent_in_the_daemons_form(there):
     assert daemon.pools["new"].options["ephemeral_volatile"] == "False"
     assert daemon.pools["new"].options["revisions_to_keep"] == "3"
     assert system.pool_diff("new", ephemeral_volatile=False, revisions_to_keep=3) == {}
+
+
+def test_a_default_that_follows_another_stays_where_it_is_declared_to(there):
+    _, system = there
+    declared = {"default_pool": "ssd", "default_pool_root": "varlibqubes"}
+    changes = system.default_pools_diff(**declared, default_pool_private="ssd")
+    assert changes == {
+        "default_pool": {"old": "varlibqubes", "new": "ssd"},
+        "default_pool_root": {"old": None, "new": "varlibqubes"},
+    }
+    assert system.set_default_pools(**declared) == changes
+    assert system.default_pools()["default_pool_root"] == "varlibqubes"
+    assert system.default_pools()["default_pool_private"] == "ssd"
+    assert system.set_default_pools(**declared) == {}
+
+
+def test_guards_that_cannot_be_read_are_told_before_a_pool_is_added(there):
+    daemon, system = there
+    path = Path(system.root) / "etc/qubes/storage-guards.conf"
+    path.parent.mkdir(parents=True)
+    path.write_text("[ssd")
+    for verb in (system.pool_diff, system.add_pool):
+        with pytest.raises(StoragePoolException, match="storage-guards.conf cannot be read"):
+            verb("new", driver="file", dir_path="/mnt/new")
+    assert not writes(daemon)

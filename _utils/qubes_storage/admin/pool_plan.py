@@ -77,7 +77,9 @@ class AdminPoolPlan:
     def _pool_diff(self, name, declared):
         refuse_old_words(name, declared.options)
         old = self.pool_config(check_pool_name(name))
-        kept = {**(self.guards(name) if old is not None else {}), **declared.guards}
+        before = self.guards(name)  # a file that cannot be read is found here, before the writing
+        before = before if old is not None else {}
+        kept = {**before, **declared.guards}
         if old is None:
             changes = self._new_pool(name, declared.options)
         else:
@@ -85,7 +87,6 @@ class AdminPoolPlan:
         guards.check_mount(self.root, name, kept)
         if old is None and "dir_path" in declared.options:
             self._check_parent(name, declared.options["dir_path"])
-        before = self.guards(name) if old is not None else {}
         for key, value in declared.guards.items():
             if not guards.same(key, before.get(key), value):
                 changes[key] = {"old": before.get(key), "new": value}

@@ -10,6 +10,7 @@ from qubes_storage.exc import AlreadyThere, InvalidInput, StoragePoolException
 from qubes_storage.values import normalise, shown
 
 DEFAULTS = tuple(f"default_pool{end}" for end in ("", "_root", "_private", "_volatile", "_kernel"))
+_FOLLOWING = DEFAULTS[1:4]  # where they are not set, they are what default_pool is
 
 
 class AdminPools(AdminPoolPlan):
@@ -166,6 +167,7 @@ class AdminPools(AdminPoolPlan):
         """
         What :py:meth:`set_default_pools` would change. Keywords are ``default_pool``,
         ``default_pool_root``, ``_private``, ``_volatile`` and ``_kernel``; None is not declared.
+        One that has followed ``default_pool`` and is to stay where it is has ``old: None``.
         """
         unknown = sorted(set(pools) - set(DEFAULTS))
         if unknown:
@@ -174,6 +176,7 @@ class AdminPools(AdminPoolPlan):
                 f" {', '.join(DEFAULTS)}"
             )
         now = self.default_pools()
+        then = {**now, **self._following(pools.get("default_pool"))}
         changes = {}
         for key, pool in pools.items():
             if pool is None:
@@ -184,9 +187,15 @@ class AdminPools(AdminPoolPlan):
                     f"{key}: pool {pool} has driver {driver}; kernels go into a pool of driver"
                     " linux-kernel, and nothing else does"
                 )
-            if now.get(key) != pool:
-                changes[key] = {"old": now.get(key), "new": pool}
+            if then.get(key) != pool:
+                changes[key] = {"old": now.get(key) if now.get(key) != pool else None, "new": pool}
         return changes
+
+    def _following(self, pool):
+        """``{property: pool}`` of those that change with ``default_pool``; None is no change."""
+        found = self.system_properties()
+        keys = (key for key in _FOLLOWING if key in found and found[key].default)
+        return dict.fromkeys(keys if pool is not None else (), pool)
 
     def set_default_pools(self, **pools):
         """Set the system's default pools, only those that are declared. Returns the changes."""
