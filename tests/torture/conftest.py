@@ -16,6 +16,7 @@ from tests.functional.conftest import (  # noqa: F401
 )
 from tests.torture import operations, strace
 from tests.torture.planting import share
+from tests.torture.salted import Salted
 from tests.torture.world import World
 
 
@@ -31,6 +32,22 @@ def tracing():
     reason = strace.missing()
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def salted(session_loaders, machine):  # noqa: F811
+    """States as a run of Salt calls them; ``salted.on(root)`` is the machine."""
+    return Salted(session_loaders.opts, machine)
+
+
+@pytest.fixture(scope="session")
+def salted_r4(session_loaders, machine):  # noqa: F811
+    """The same, over the Admin API of the daemon that listens there."""
+    settings = {
+        "qubes_storage.backend": "admin",
+        "qubes_storage.socket": str(machine / "qubesd.sock"),
+    }
+    return Salted(session_loaders.opts, machine, **settings)
 
 
 @contextlib.contextmanager
