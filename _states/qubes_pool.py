@@ -59,7 +59,8 @@ def present(name, driver=None, options=None, require_mount=None, min_free=None, 
             return {**ret, "changes": changes, "result": None, "comment": comment}
         changes = __salt__[f"qubes_pool.{verb}"](name, **declared)
     except (CommandExecutionError, SaltInvocationError) as err:
-        return _not_done({**ret, "changes": _made(err, changes, name, **declared)}, err)
+        made = _made(err, changes, lambda: __salt__["qubes_pool.diff"](name, **declared))
+        return _not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": f"Pool {name} was {done}{notes}"}
 
 
@@ -77,9 +78,10 @@ def absent(name, purge=False):
         mounted.
     """
     ret = {"name": name, "changes": {}, "result": True, "comment": f"Pool {name} is absent"}
+    asked = {"absent": True, "purge": purge}
     changes = {}
     try:
-        changes = __salt__["qubes_pool.diff"](name, absent=True, purge=purge)
+        changes = __salt__["qubes_pool.diff"](name, **asked)
         if not changes:
             return ret
         if __opts__["test"]:
@@ -87,7 +89,7 @@ def absent(name, purge=False):
             return {**ret, "changes": changes, "result": None, "comment": comment}
         changes = __salt__["qubes_pool.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
-        made = _made(err, changes, name, absent=True, purge=purge)
+        made = _made(err, changes, lambda: __salt__["qubes_pool.diff"](name, **asked))
         return {**ret, "changes": made, "result": False, "comment": str(err)}
     return {**ret, "changes": changes, "comment": f"Pool {name} was removed"}
 
@@ -118,6 +120,7 @@ def default(
         "default_pool_volatile": default_pool_volatile,
         "default_pool_kernel": default_pool_kernel,
     }
+    changes = {}
     try:
         changes = __salt__["qubes_pool.default_pools_diff"](**pools)
         if not changes:
@@ -125,18 +128,19 @@ def default(
         if __opts__["test"]:
             comment = "Default pools would be set"
             return {**ret, "changes": changes, "result": None, "comment": comment}
-        __salt__["qubes_pool.set_default_pools"](**pools)
+        changes = __salt__["qubes_pool.set_default_pools"](**pools)
     except (CommandExecutionError, SaltInvocationError) as err:
-        return _not_done(ret, err)
+        made = _made(err, changes, lambda: __salt__["qubes_pool.default_pools_diff"](**pools))
+        return _not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": "Default pools were set"}
 
 
-def _made(err, changes, name, **asked):
+def _made(err, changes, diff):
     """Of the changes that were to be made, those that an error did not prevent."""
     if getattr(err.__cause__, "untouched", False):
         return {}
     try:
-        left = __salt__["qubes_pool.diff"](name, **asked) if changes else {}
+        left = diff() if changes else {}
     except (CommandExecutionError, SaltInvocationError):
         return {}
     made = {key: value for key, value in changes.items() if key not in left}

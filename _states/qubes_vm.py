@@ -155,6 +155,8 @@ def _made(err, changes, name, declared):
     if "created" in left or "removed" in left:
         return {}
     made = {key: value for key, value in changes.items() if key not in left}
+    if "unfinished" in left:
+        made.pop("deleted", None)  # not all of it
     if "volumes" in changes and "volumes" in left:
         grown = set(changes["volumes"]["new"]) - set(left["volumes"]["new"])
         if grown:

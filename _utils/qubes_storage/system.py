@@ -118,6 +118,14 @@ class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal,
             raise StoragePoolException(
                 f"{who}{place}: {err.strerror or err}; mend it and try again"
             ) from err
+        except StoragePoolException as err:
+            if not self._unsynced:
+                raise
+            path, why = self._unsynced[0]
+            raise StoragePoolException(
+                f"{err}; before that, {path} may not have come to the disk: {why.strerror}; look"
+                " after the disk first"
+            ) from err
         if self._unsynced:
             path, err = self._unsynced[0]
             raise StoragePoolException(

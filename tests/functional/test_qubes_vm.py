@@ -1,5 +1,8 @@
 """States and functions of qubes_vm, through Salt's loader, on real files."""
 
+import errno
+import os
+
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
@@ -122,6 +125,24 @@ def test_absent_with_purge_says_the_same_in_test_mode(states, modules, root, tem
     assert (root / "var/lib/qubes/appvms/work").exists() is testmode
     assert ("work" in modules.qubes_vm.list()) is testmode
     assert bool(states.qubes_vm.absent("work", purge=True, test=testmode).changes) is testmode
+
+
+def test_absent_claims_no_images_that_could_not_be_deleted(states, template, monkeypatch):
+    states.qubes_vm.present("work")
+    unlink = os.unlink
+
+    def fail(path, **where):
+        if path == "private.img":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink(path, **where)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", fail)
+        ret = states.qubes_vm.absent("work", purge=True)
+    assert (ret.result, set(ret.changes)) == (False, {"removed"})
+    assert "Input/output error" in ret.comment
+    ret = states.qubes_vm.absent("work", purge=True)
+    assert (ret.result, set(ret.changes)) == (True, {"unfinished"})
 
 
 def test_a_template_that_others_run_on_is_not_removed(states, template):

@@ -52,6 +52,16 @@ def test_a_vm_that_moved_is_left_in_both_places_until_the_registry_is_on_the_dis
     assert system.vm_diff("work", pool="foo") == {}
 
 
+def test_what_goes_wrong_because_of_that_tells_it_too(machine, failing):
+    system = machine.connect()
+    told = "name elsewhere too.*; before that, .*qubes.xml may not have come to the disk: Input"
+    with pytest.raises(StoragePoolException, match=told):
+        system.set_vm("work", pool="foo", migrate=True, volumes={"private": "3GiB"})
+    failing.undo()
+    left = system.set_vm("work", pool="foo", migrate=True, volumes={"private": "3GiB"})
+    assert set(left) == {"unfinished", "volumes"}
+
+
 def test_a_vm_that_is_removed_is_deleted_once_the_registry_is_on_the_disk(machine, failing):
     system, left = machine.connect(), machine.path(f"{LIB}/appvms/.work.removing/private.img")
     with pytest.raises(StoragePoolException, match="it is done, but .*qubes.xml may not be on"):
