@@ -134,9 +134,6 @@ class Local(Declaring):
         self.world.detach() if os.path.ismount(self.world.ssd) else self.world.attach()
         return "the disk is unmounted, or back"
 
-    def look_anew(self):
-        """Forget what was seen before."""
-
     def stamps(self):
         """What differs once anything is written."""
         return self.world.stamps()
@@ -162,7 +159,6 @@ class Remote(Declaring):
     def __init__(self, random, daemon, salted):
         super().__init__(random)
         self.daemon, self.salted = daemon, salted
-        self.client = adminapi.Client(str(salted.link / "qubesd.sock"))
 
     def accident(self):
         """Have something befall the machine; returns what."""
@@ -222,10 +218,6 @@ class Remote(Declaring):
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
         return f"{path} has {text!r}"
-
-    def look_anew(self):
-        """Forget what was seen before."""
-        self.client.refresh()
 
     def stamps(self):
         """What differs once anything is written."""

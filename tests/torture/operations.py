@@ -1,5 +1,6 @@
 """Every operation of the core, and the machine on which each of them can be made."""
 
+import functools
 import os
 import shutil
 import uuid
@@ -117,30 +118,33 @@ def _fill_at(path, word, size):
         os.utime(file.fileno(), (1479988800, 1479988800))
 
 
-def vm_present(name, **declared):
-    """What ``qubes_vm.present`` does."""
+class Declared:
+    """A state: its function, its name, and what is declared; what is callable is of the world."""
 
-    def run(system, world):
-        found = {k: v(world) if callable(v) else v for k, v in declared.items()}
-        changes = system.vm_diff(name, **found)
+    def __init__(self, function, name, **declared):
+        self.function, self.name, self.declared = function, name, declared
+
+    def asked(self, world):
+        """What is declared on a machine."""
+        return {k: v(world) if callable(v) else v for k, v in self.declared.items()}
+
+    def __call__(self, system, world):
+        """What the state does."""
+        kind = "pool" if self.function.startswith("qubes_pool") else "vm"
+        asked = self.asked(world)
+        if self.function.endswith("absent"):
+            return getattr(system, f"remove_{kind}")(self.name, **asked)
+        changes = getattr(system, f"{kind}_diff")(self.name, **asked)
         if not changes:
             return changes
-        return (system.create_vm if "created" in changes else system.set_vm)(name, **found)
+        new = {"pool": "add", "vm": "create"}[kind] if "created" in changes else "set"
+        return getattr(system, f"{new}_{kind}")(self.name, **asked)
 
-    return run
 
-
-def pool_present(name, **declared):
-    """What ``qubes_pool.present`` does."""
-
-    def run(system, world):
-        found = {k: v(world) if callable(v) else v for k, v in declared.items()}
-        changes = system.pool_diff(name, **found)
-        if not changes:
-            return changes
-        return (system.add_pool if "created" in changes else system.set_pool)(name, **found)
-
-    return run
+vm_present = functools.partial(Declared, "qubes_vm.present")
+vm_absent = functools.partial(Declared, "qubes_vm.absent")
+pool_present = functools.partial(Declared, "qubes_pool.present")
+pool_absent = functools.partial(Declared, "qubes_pool.absent")
 
 
 def verb(method, *args, **kwargs):
@@ -195,7 +199,7 @@ OPERATIONS = {
             pool_present("spare", dir_path="/mnt/ssd/other", min_free="2MiB"),
             pool="spare",
         ),
-        Operation("pool remove", verb("remove_pool", "spare", purge=True), pool="spare"),
+        Operation("pool remove", pool_absent("spare", purge=True), pool="spare"),
         Operation(
             "create AppVM",
             vm_present("new", template="tpl", pool="ssd", volumes={"private": 3 * GIB}),
@@ -226,6 +230,17 @@ OPERATIONS = {
             drops=True,
         ),
         Operation(
+            "migrate and change",
+            vm_present(
+                "work",
+                pool="near",
+                migrate=True,
+                label="blue",
+                volumes={"private": 3 * GIB, "root": 11 * GIB},
+            ),
+            vms=("work",),
+        ),
+        Operation(
             "migrate from elsewhere", vm_present("home", pool="ssd", migrate=True), vms=("home",)
         ),
         Operation(
@@ -246,14 +261,12 @@ OPERATIONS = {
             takes="ssd",
         ),
         Operation("import copy", vm_present("new", root_copy_from=_outside, **_NEW)),
-        Operation("remove", verb("remove_vm", "work", purge=True), vms=("work",), removes="work"),
-        Operation(
-            "remove AppVM", verb("remove_vm", "app", purge=True), vms=("app",), removes="app"
-        ),
+        Operation("remove", vm_absent("work", purge=True), vms=("work",), removes="work"),
+        Operation("remove AppVM", vm_absent("app", purge=True), vms=("app",), removes="app"),
         Operation(
             "remove, keep", verb("remove_vm", "work", keep=True), vms=("work",), removes="work"
         ),
-        Operation("remove what is gone", verb("remove_vm", "gone"), vms=("gone",), removes="gone"),
+        Operation("remove what is gone", vm_absent("gone"), vms=("gone",), removes="gone"),
         Operation("commit", verb("commit_vm", "tpl"), verb=True, vms=("tpl",)),
         Operation("reset", verb("reset_vm", "app"), verb=True, vms=("app",)),
         Operation(
@@ -271,15 +284,16 @@ def of_driver(driver):
     return [each for each in OPERATIONS.values() if driver in each.drivers]
 
 
-def walked(part):
+def walked(part, states=False):
     """
     Has a test walk operations of each driver, one at a time: those that ``part`` names,
-    ``{driver: names}``, or all.
+    ``{driver: names}``, or all; with ``states`` all that a state makes.
     """
     chosen = [
         (driver, operation)
         for driver in DRIVERS
         for operation in of_driver(driver)
-        if EVERYTHING or operation.name in part[driver]
+        if (EVERYTHING or operation.name in part[driver])
+        and (isinstance(operation.run, Declared) or not states)
     ]
     return pytest.mark.parametrize(("built", "operation"), chosen, indirect=["built"], ids=str)

@@ -1,6 +1,7 @@
 """States as a run of Salt calls them: one set of loaders, and a call is short."""
 
 import salt.state
+from qubes_storage.adminapi import Client
 
 
 class Salted:
@@ -14,6 +15,11 @@ class Salted:
         """Have the next calls be made on another machine."""
         self.link.unlink(missing_ok=True)
         self.link.symlink_to(root)
+        self.look_anew()
+
+    def look_anew(self):
+        """Forget what R4's daemon told."""
+        Client(str(self.link / "qubesd.sock")).refresh()
 
     def call(self, function, name, test=False, **declared):
         """``{result, changes, comment}`` of a state, the only one of its run."""

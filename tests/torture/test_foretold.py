@@ -35,7 +35,7 @@ def foretell(there, salted):
         need(found, function, name, declared, what, *(f"\n  {ret}" for ret in said))
 
     said = []
-    there.look_anew()
+    salted.look_anew()
     before = there.stamps()
     said.append(told := call(test=True))
     holds("test=True writes", there.stamps() == before)
