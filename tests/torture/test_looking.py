@@ -1,7 +1,11 @@
-"""Looking, on a machine mounted read-only and watched: no write, no new file, no lock taken."""
+"""
+Looking, on a machine mounted read-only and watched, and with a daemon that tells what it is asked:
+no write, no new file, no lock taken.
+"""
 
 import argparse
 import ast
+import fcntl
 import json
 import os
 import re
@@ -11,11 +15,16 @@ import sys
 
 import pytest
 from qubes_storage import cli
+from salt.exceptions import CommandExecutionError
 
 from tests.conftest import TREE
 from tests.functional.conftest import snapshot
 from tests.integration.conftest import Machine, installed, results  # noqa: F401
 from tests.integration.test_salt_call import EXAMPLES
+from tests.r4.machine import RELEASES, writes
+from tests.r4.machine import machine as r4_machine
+from tests.torture.watching import looked
+from tests.unit.conftest import qubesadmin  # noqa: F401
 
 READING = {
     "qubes_pool.list": (),
@@ -63,6 +72,25 @@ CHANGED = {
         "personal": {"absent": True, "purge": True},
     },
 }
+TOLD = [
+    ("qubes_pool.present", "new", {"dir_path": "/mnt/new", "min_free": "1MiB"}),
+    ("qubes_pool.present", "ssd", {"min_free": "1MiB"}),
+    ("qubes_pool.absent", "spare", {"purge": True}),
+    ("qubes_pool.default", "default pools", {"default_pool": "ssd"}),
+    ("qubes_vm.present", "work", {"label": "blue", "volumes": {"private": "30GiB"}}),
+    ("qubes_vm.present", "work", {"pool": "spare", "migrate": True}),
+    ("qubes_vm.present", "newvm", {"klass": "AppVM", "pool": "ssd"}),
+    ("qubes_vm.present", "copy", {"clone_from": "work", "pool": "ssd"}),
+    ("qubes_vm.absent", "work", {"purge": True}),
+]
+# What a backend has none of.
+LACKING = {
+    "local": {
+        "qubes_pool.default_pools", "qubes_pool.default_pools_diff", "qubes_vm.revisions",
+        "qubes_pool.default default pools",
+    },
+    "admin": {"qubes_pool.orphans", "qubes_vm.disks", "orphans", "disks"},
+}  # fmt: skip
 CALLS = """
 import json, sys
 import salt.client
@@ -111,7 +139,7 @@ def test_every_function_and_command_either_looks_or_changes():
 
 
 @pytest.fixture
-def machine(salt_factories, tmp_path, installed):  # noqa: F811
+def minion(salt_factories, tmp_path, installed):  # noqa: F811
     """A machine as an example declares it, then read-only."""
     if os.geteuid() or not shutil.which("strace"):
         pytest.skip("only root can mount, and strace has to be there")
@@ -141,40 +169,119 @@ def watched(root, tmp_path, *command):
     return wrong, done.stdout
 
 
-def test_whoever_looks_writes_nothing_and_takes_no_lock(machine, tmp_path, everything):
-    before = snapshot(machine.root)
-    config = os.path.join(machine.cli.config_dir, "minion")
+def test_whoever_looks_writes_nothing_and_takes_no_lock(minion, tmp_path, everything):
+    before = snapshot(minion.root)
+    config = os.path.join(minion.cli.config_dir, "minion")
     wrong, said = watched(
-        machine.root, tmp_path, sys.executable, "-c", CALLS, config, json.dumps(READING)
+        minion.root, tmp_path, sys.executable, "-c", CALLS, config, json.dumps(READING)
     )
     assert wrong == []
     refused = {line.split(" ")[0] for line in said.splitlines() if line.startswith("qubes_")}
     local = {"default_pools", "default_pools_diff"}  # R3.2 has none
     assert refused <= {*(f"qubes_pool.{name}" for name in local), "qubes_vm.revisions"}, said
     for command, args in COMMANDS.items() if everything else [("report", ()), ("orphans", ())]:
-        words = ["--root", str(machine.root), *command.split(" "), *args]
+        words = ["--root", str(minion.root), *command.split(" "), *args]
         run = [sys.executable, "-c", "from qubes_storage.cli import main; main()", *words]
         os.environ["PYTHONPATH"] = str(TREE / "_utils")
         try:
-            assert watched(machine.root, tmp_path, *run)[0] == [], command
+            assert watched(minion.root, tmp_path, *run)[0] == [], command
         finally:
             del os.environ["PYTHONPATH"]
-    assert snapshot(machine.root) == before
+    assert snapshot(minion.root) == before
 
 
-def test_a_highstate_in_test_mode_writes_nothing_and_takes_no_lock(machine, tmp_path, everything):
-    before = snapshot(machine.root)
+def test_a_highstate_in_test_mode_writes_nothing_and_takes_no_lock(minion, tmp_path, everything):
+    before = snapshot(minion.root)
     salt_call = os.path.join(os.path.dirname(sys.executable), "salt-call")
-    command = [salt_call, f"--config-dir={machine.cli.config_dir}", "--local", "--out=json"]
+    command = [salt_call, f"--config-dir={minion.cli.config_dir}", "--local", "--out=json"]
     changed = tmp_path / "changed.sls"
     changed.write_text(json.dumps({"qubes_storage": CHANGED}))
     examples = [EXAMPLES / "workstation.sls", EXAMPLES / "default.sls"] if everything else []
     for pillar in [changed, *examples]:
-        machine.declare(pillar)
-        wrong, said = watched(machine.root, tmp_path, *command, "state.highstate", "test=True")
+        minion.declare(pillar)
+        wrong, said = watched(minion.root, tmp_path, *command, "state.highstate", "test=True")
         assert wrong == [], pillar
         states = json.loads(said)["local"]
         assert isinstance(states, dict), states
         told = {state["result"] for state in states.values()}
         assert told == ({None} if pillar is changed else {True}), states
-    assert snapshot(machine.root) == before
+    assert snapshot(minion.root) == before
+
+
+@pytest.fixture(params=["local", *RELEASES])
+def there(request, scratch, tmp_path, salted, salted_r4, qubesadmin):  # noqa: F811
+    """``(root, Salt on it, the driver of its pools, words for the command line, daemon)``."""
+    if request.param == "local":
+        machine = scratch()
+        system = machine.connect()
+        for name in ("ssd", "spare"):
+            system.add_pool(name, dir_path=f"/mnt/{name}")
+        system.create_vm("work", pool="ssd")
+        salted.on(machine.root)
+        yield machine.root, salted, "xen", [], None
+        return
+    with r4_machine(request.param, tmp_path / "r4") as (daemon, _):
+        daemon.add_pool("spare", "file-reflink", dir_path="/mnt/btrfs/spare")
+        salted_r4.on(daemon.root)
+        words = ["--backend", "admin", "--socket", f"{daemon.root}/qubesd.sock"]
+        yield tmp_path / "r4", salted_r4, "file-reflink", words, daemon
+
+
+def look(root, salted, driver, words):
+    """Call all that looks, and each state with test=True; ``{what: what came of it}``."""
+    found = {}
+    salted.look_anew()
+    for function, args in READING.items():
+        named = dict(arg.split("=") for arg in args if "=" in arg)
+        if "dir_path" in named:
+            named = {"driver": driver, "dir_path": "/mnt/new"}
+        try:
+            salted.look(function, *(arg for arg in args if "=" not in arg), **named)
+            found[function] = True
+        except CommandExecutionError:
+            found[function] = False
+    for command, args in COMMANDS.items():
+        given = [f"--root={root}", *words, *command.split(" "), *args]
+        found[command] = cli.main(given) == 0
+    for function, name, declared in TOLD:
+        given = {"driver": driver, **declared} if "dir_path" in declared else declared
+        key = f"{function} {name}"
+        found[key] = found.get(key, True) and salted.call(function, name, True, **given)["result"]
+    return found
+
+
+@pytest.mark.usefixtures("tracing")
+def test_whoever_looks_is_seen_to_write_nothing_on_either_backend(there, figures):
+    root, *asked, daemon = there
+    look(root, *asked)  # what is loaded at the first call is
+    before = snapshot(root)
+    ending, calls, events = looked(lambda: look(root, *asked), root)
+    assert not ending.error, ending.traceback
+    assert (calls, events) == ([], [])
+    assert snapshot(root) == before
+    assert daemon is None or (daemon.log and writes(daemon) == [])
+    told = {key: ending.value.pop(key) for key in [*ending.value] if " " in key and "." in key}
+    lacking = {key for key, result in {**ending.value, **told}.items() if result is False}
+    assert lacking == LACKING["admin" if daemon else "local"]
+    assert {result for key, result in told.items() if key not in lacking} == {None}
+    figures["calls that look, seen to write nothing"] += len(READING) + len(COMMANDS) + len(TOLD)
+
+
+@pytest.mark.usefixtures("tracing")
+@pytest.mark.parametrize(
+    ("write", "call", "event"),
+    [
+        (lambda path: path.write_text("x"), "openat", "open"),
+        (lambda path: path.mkdir(), "mkdir", "os.mkdir"),
+        (lambda path: os.rename(path.parent / "a", path), "rename", "os.rename"),
+        (lambda path: os.chmod(path.parent / "a", 0o600), "chmod", "os.chmod"),
+        (lambda path: fcntl.flock(os.open(path.parent, os.O_RDONLY), fcntl.LOCK_SH), "flock",
+         "fcntl.flock"),
+    ],
+)  # fmt: skip
+def test_who_writes_is_seen_by_both(write, call, event, tmp_path):
+    (tmp_path / "a").touch()
+    ending, calls, events = looked(lambda: write(tmp_path / "b"), tmp_path)
+    assert not ending.error, ending.traceback
+    assert any(seen.startswith(f"{call} ") for seen in calls)
+    assert any(seen.startswith(f"('{event}'") for seen in events)
