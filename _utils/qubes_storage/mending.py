@@ -3,7 +3,8 @@ What a dead run left of a VM, finished or undone by the next one that changes th
 
 ``.NAME.creating`` beside a VM's directory: its making is undone if the registry does not know NAME,
 else finished. ``.NAME.removing``: it is renamed back if the registry still knows NAME, else deleted
-on. A VM that moves leaves the markers of :py:mod:`markers`, one at either place.
+on. A VM that moves leaves the markers of :py:mod:`markers`, one at either place. In a VM's own
+directory there may be those in which something was made that was to be renamed out of them.
 """
 
 import contextlib
@@ -14,17 +15,37 @@ import stat
 from qubes_storage import files, markers, owning, registry, trees
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
+from qubes_storage.vm import IMAGES
+
+SNAPSHOT = ".snapshot"  # of a VM's directory in itself, while images of one moment are kept
+_WORKSHOPS = {SNAPSHOT} | {
+    f".{name}{end}"
+    for name in (*IMAGES.values(), "icon.png")
+    for end in (".new", ".revision.new", ".old")
+}
 
 
-def unfinished(pool, vm):
-    """The paths of what a dead run left of a VM in a pool."""
+def unfinished(pool, vm, registered=True):
+    """The paths of what a dead run left of a VM in a pool; what others work at is not dead."""
     try:
         with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
             names = [mark(vm.dirname) for mark in (creating, removing, moving)]
             found = [name for name in names if files.exists(fd, name)]
+            inside = _workshops(fd, vm.dirname) if registered else []
     except StoragePoolException:
         return []
+    if inside and not registry.others_work(pool.root):
+        found += [os.path.join(vm.dirname, name) for name in inside]
     return [os.path.join(pool.dir_path, vm.klass.subdir, name) for name in found]
+
+
+def _workshops(fd, name):
+    """Where in a VM's directory, if it is one, something was made."""
+    try:
+        with files.closing(files.open_subdir(fd, name)) as vmdir:
+            return sorted(_WORKSHOPS.intersection(os.listdir(vmdir)))
+    except OSError:
+        return []
 
 
 def left_behind(pool, vm):
@@ -80,9 +101,19 @@ def _opened(pool, vm):
 
 
 def _mend(pool, vm, registered, fd):
+    name = vm.dirname
+    if any(files.exists(fd, mark(name)) for mark in (creating, moving, removing)):
+        _mend_marked(pool, vm, registered, fd)
+    left = _workshops(fd, name) if registered else []
+    if left:
+        with files.closing(files.open_subdir(fd, name)) as vmdir:
+            for each in left:
+                trees.remove(vmdir, each)
+            os.fsync(vmdir)
+
+
+def _mend_marked(pool, vm, registered, fd):
     name, place = vm.dirname, pool.vmdir(vm)
-    if not any(files.exists(fd, mark(name)) for mark in (creating, moving, removing)):
-        return
     registry.sync(pool.root)  # the dead run may not have come to that
     if files.exists(fd, creating(name)):
         if registered:

@@ -65,7 +65,7 @@ class Removal:
                 vm = VM(name, klass, pool=pool_name)
                 if there and (there.pool, there.klass.subdir) == (pool_name, klass.subdir):
                     continue
-                paths = mending.unfinished(pool, vm)
+                paths = mending.unfinished(pool, vm, registered=False)
                 if paths:
                     yield pool, vm, paths
 

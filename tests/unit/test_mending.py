@@ -1,5 +1,7 @@
 """Markers that no run has made: they are told while looking, and nothing is done."""
 
+import os
+
 import pytest
 from qubes_storage import StoragePoolException
 
@@ -68,3 +70,37 @@ def test_a_vm_that_a_dead_run_was_removing_is_compared_whole(machine):
     assert set(changes) == {"unfinished", "volumes"}
     assert system.set_vm("work", volumes={"private": "3GiB"}) == changes
     assert system.vm_diff("work", volumes={"private": "3GiB"}) == {}
+
+
+@pytest.mark.parametrize("verb", ["set", "rename", "remove, keep"])
+def test_what_a_dead_run_was_making_in_a_vm_goes_with_the_next_change(machine, verb):
+    vmdir = f"{APPVMS}/work"
+    before = {path for path in machine.tree() if path.startswith(vmdir)}
+    machine.mkdir(f"{vmdir}/.volatile.img.new")
+    machine.write(f"{vmdir}/.volatile.img.new/volatile.img", b"half")
+    machine.mkdir(f"{vmdir}/.icon.png.new")
+    machine.mkdir(f"{vmdir}/.new")  # the user's own
+    system = machine.connect()
+    left = [f"{vmdir}/.icon.png.new", f"{vmdir}/.volatile.img.new"]
+    unfinished = {"unfinished": {"old": left, "new": None}}
+    assert system.vm_diff("work") == unfinished
+    if verb == "set":
+        assert system.set_vm("work") == unfinished
+    elif verb == "rename":
+        assert system.rename_vm("work", "job").items() >= unfinished.items()
+    else:
+        assert system.remove_vm("work", keep=True).items() >= unfinished.items()
+    place = vmdir.replace("work", "job") if verb == "rename" else vmdir
+    after = {path for path in machine.tree() if path.startswith(place)}
+    assert after == {path.replace(vmdir, place) for path in before | {f"{vmdir}/.new"}}
+
+
+def test_what_others_are_making_in_a_vm_is_not_dead(machine):
+    machine.mkdir(f"{APPVMS}/work/.volatile.img.new")
+    with machine.connect().locked():
+        child = os.fork()
+        if not child:
+            left = machine.connect().vm_diff("work")
+            os._exit(0 if left == {} else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert set(machine.connect().vm_diff("work")) == {"unfinished"}

@@ -2,11 +2,9 @@
 
 import os
 
-from qubes_storage import files, image, owning, revisions, trees
+from qubes_storage import files, image, mending, owning, revisions, trees
 from qubes_storage.drivers import reflink
 from qubes_storage.exc import StoragePoolException
-
-_SNAPSHOT = ".snapshot"  # of a VM's directory in itself, while images of one moment are kept
 
 
 class Pool(reflink.Pool):
@@ -39,7 +37,7 @@ class Pool(reflink.Pool):
         """All images are of one moment, whatever happens to them meanwhile."""
         if not self.revisions_to_keep or not image.is_subvolume(fd):
             return super().snapshot(fd, names)
-        with owning.workshop(fd, _SNAPSHOT) as place:
+        with owning.workshop(fd, mending.SNAPSHOT) as place:
             image.snapshot_subvolume(fd, place, "all")
             with files.closing(files.open_subdir(place, "all")) as old:
                 return {name: revisions.add(self, fd, name, old) for name in names}
