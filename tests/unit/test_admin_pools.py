@@ -307,3 +307,11 @@ def test_guards_that_cannot_be_read_are_told_before_a_pool_is_added(there):
         with pytest.raises(StoragePoolException, match="storage-guards.conf cannot be read"):
             verb("new", driver="file", dir_path="/mnt/new")
     assert not writes(daemon)
+
+
+def test_what_cannot_be_taken_away_is_told_before_a_pool_is_added(there):
+    daemon, system = there
+    for verb in (system.pool_diff, system.add_pool):
+        with pytest.raises(NotSupported, match="cannot take revisions_to_keep .its default. away"):
+            verb("new", "file", {"revisions_to_keep": None}, dir_path="/mnt/new")
+    assert not writes(daemon)

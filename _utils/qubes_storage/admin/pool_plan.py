@@ -137,6 +137,9 @@ class AdminPoolPlan:
             raise InvalidInput(
                 f"pool {name}: driver {driver} needs {', '.join(lacking)}; declare it"
             )
+        for key, value in wanted.items():
+            if value is None and key not in _ADD_ONLY:
+                raise self._cannot_take(name, key, "its default")
         self._check_place(name, {"driver": driver, **wanted})
         changes = {"created": {"old": None, "new": name}, "driver": {"old": None, "new": driver}}
         for key, value in options.items():
@@ -157,16 +160,20 @@ class AdminPoolPlan:
             except InvalidInput:
                 is_ = old[key]
             if value is None and is_ is not None:
-                raise NotSupported(
-                    f"pool {name}: backend admin cannot take {key} ({old[key]}) away; declare the"
-                    " value that it should have"
-                )
+                raise self._cannot_take(name, key, old[key])
             if is_ == value:
                 continue
             if key not in SETTABLE:
                 raise StoragePoolException(self._cannot_set(name, key, old.get(key), value))
             changes[key] = {"old": old.get(key), "new": options[key]}
         return changes
+
+    @staticmethod
+    def _cannot_take(name, key, value):
+        return NotSupported(
+            f"pool {name}: backend admin cannot take {key} ({value}) away; declare the value that"
+            " it should have"
+        )
 
     @staticmethod
     def _cannot_set(name, key, old, new):
