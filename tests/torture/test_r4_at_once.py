@@ -12,7 +12,8 @@ CREW = {"r4cli": 3, "r4core": 3}
 CLEAR = re.compile(
     r"VM [\w-]+: (is there already|is not there|another move is under way"
     r"|someone else created it meanwhile|was removed by someone else|.* is gone with the VM"
-    r"|volume private is .* already and never shrinks)"
+    r"|volume private is .* already and never shrinks"
+    r"|volume private is .*, not .*: qubesd says ok)"  # another VM of that name by then
     r"|pool [\w-]+: (is there already|is not there|was not added: .* already exists)"
 )
 
