@@ -1,5 +1,6 @@
 """VMs made of others, and of files that the caller brings."""
 
+import errno
 import os
 
 import pytest
@@ -193,3 +194,26 @@ def test_an_import_that_died_anywhere_loses_nothing(scratch, tmp_path, near):
         assert system.verify_vm("new") == []
         if through:
             break
+
+
+def test_an_import_is_finished_though_the_disk_that_it_came_from_is_away(
+    scratch, tmp_path, monkeypatch
+):
+    def unlink(name, **kwargs):
+        if name == "disk.raw":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink_(name, **kwargs)
+
+    disk = tmp_path / "usb" / "disk.raw"
+    disk.parent.mkdir()
+    disk.write_bytes(b"BOOT".ljust(5 * MIB, b"\0"))
+    system = scratch().connect()
+    with monkeypatch.context() as patch:
+        unlink_ = os.unlink
+        patch.setattr(os, "unlink", unlink)
+        with pytest.raises(StoragePoolException, match="could not be taken away: Input/output"):
+            system.create_vm("new", klass="HVM", root_move_from=str(disk))
+    disk.parent.rename(tmp_path / "away")
+    assert "unfinished" in system.set_vm("new")
+    assert (tmp_path / "away/disk.raw").exists()
+    assert system.vm_diff("new") == {}
