@@ -55,6 +55,16 @@ def salt_factories_config(tmp_path_factory):
     return {"root_dir": str(tmp_path_factory.mktemp("salt"))}
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """What a test has printed of text that is none can be sent from one process to another."""
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
+
+
 _FIGURES = pytest.StashKey()
 
 
