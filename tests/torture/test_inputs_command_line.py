@@ -30,7 +30,6 @@ MORE = [
     "10 Gib",
     "9" * 30,
     "dom0",
-    "DEFAULT",
     "driver=",
     "class=x",
     "dir_path=relative",

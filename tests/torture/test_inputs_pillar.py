@@ -89,6 +89,8 @@ def test_a_wrong_part_is_a_state_that_fails_and_nothing_is_written(
 ):
     before, failed = watched(root), 0
     for value in WRONG + MORE if everything else WRONG[:1]:
+        if value == {} and path[:1] == ("vms",) and len(path) == 2:
+            continue  # a VM as it comes
         for test in (False, True) if everything else (False,):
             figures["pillars of a wrong shape"] += 1
             ret = apply(replaced(path, value), test)
