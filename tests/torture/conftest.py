@@ -19,6 +19,8 @@ from tests.torture.planting import share
 from tests.torture.salted import Salted
 from tests.torture.world import World
 
+pytest.register_assert_rewrite("tests.torture.small")  # so that it tells what differs
+
 
 @pytest.fixture(scope="session")
 def everything():
