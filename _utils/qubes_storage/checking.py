@@ -234,8 +234,8 @@ def _set_aside(fd, name):
     """``name.old`` is ``name``, and ``name`` stays until the new one replaces it."""
     beside, old = f".{name}.old", f"{name}.old"
     trees.clear(fd, beside)
-    there = files.exists(fd, old)
-    if not (there and os.path.samestat(there, files.exists(fd, name))):  # as a dead run left them
+    there, now = files.exists(fd, old), files.exists(fd, name)
+    if not (there and now and os.path.samestat(there, now)):  # as a dead run left them
         try:
             os.link(name, beside, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
         except OSError as err:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 
-from qubes_storage import build, files, guards, image, mending, owning, trees
+from qubes_storage import build, files, guards, image, mending, owning
 from qubes_storage.cloning import Cloning
 from qubes_storage.comparing import Comparing
 from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
@@ -231,7 +231,6 @@ class VMs(Planning, Comparing, Cloning):
             with owning.workshop(fd, f".{name}.new") as new:
                 os.symlink(ICONS.format(label), name, dir_fd=new)
                 os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)
-            trees.clear(fd, f".{name}.new")  # if it could not go: no later run has to come by here
 
     def _grow(self, pool, vm, volume, size):
         path = os.path.join(pool.vmdir(vm), IMAGES[volume])

@@ -96,7 +96,7 @@ def test_what_a_dead_run_was_making_in_a_vm_goes_with_the_next_change(machine, v
 
 
 def test_what_others_are_making_in_a_vm_is_not_dead(machine):
-    machine.mkdir(f"{APPVMS}/work/.volatile.img.new")
+    machine.mkdir(os.path.join(APPVMS, "work", ".volatile.img.new"))
     with machine.connect().locked():
         child = os.fork()
         if not child:
