@@ -68,7 +68,7 @@ def parse(lines):
         if name == "ioctl" and "FICLONE" in args[1]:  # strace shows its source as a number
             args[2] = Fd(int(args[2]), handles[int(args[2])])
         if counts(name, args):
-            yield name, args, result, error, list(_paths(name, args, handles))
+            yield name, args, result, error, list(paths(name, args, handles))
         if isinstance(result, Fd):
             handles[result.number] = result.path
 
@@ -113,7 +113,8 @@ def _result(shown):
     return (int(value, 0) if isinstance(value, str) else value), None
 
 
-def _paths(name, args, handles):
+def paths(name, args, handles):
+    """The absolute paths that a call names; ``handles`` are those of open files by their number."""
     for place in CALLS[name]:
         if isinstance(place, int):
             if isinstance(args[place], Fd):

@@ -39,6 +39,7 @@ _NOTICE, _ANSWER = "=QIIiIQ6Q", "=QqiI"
 # Which calls of a name are asked about, by an argument: those that calls.counts() counts.
 _BITS = {"open": (1, 0o20001100), "openat": (2, 0o20001100)}  # O_CREAT, O_TRUNC, O_TMPFILE
 _TCGETS = 0x5401  # what Python asks of each file that it opens as text
+_LOOKS = (0x8400941F, 0xD0009412)  # BTRFS_IOC_FS_INFO, _INO_LOOKUP
 _VALUES = {"fcntl": (1, (6, 7, 37, 38))}  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
 
 
@@ -47,6 +48,21 @@ def missing():
     if platform.machine() != "x86_64":
         return f"the numbers of system calls of {platform.machine()} are not known here"
     return None
+
+
+def counts(name, args):
+    """Whether a call is one that calls.counts() counts, by its arguments as numbers."""
+    if name == "ioctl":
+        return args[1] != _TCGETS
+    if name in _BITS:
+        at, bits = _BITS[name]
+        return bool(args[at] & bits)
+    return name not in _VALUES or args[_VALUES[name][0]] in _VALUES[name][1]
+
+
+def looks(name, args):
+    """Whether a call that counts changes nothing on a disk."""
+    return name in ("flock", "fcntl") or (name == "ioctl" and args[1] & 0xFFFFFFFF in _LOOKS)
 
 
 def _program(name):

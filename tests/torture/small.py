@@ -112,6 +112,7 @@ class Trial:
     def __init__(self, there, operation):
         self.world = there
         self.operation = operation
+        self.told = ""  # of the last trouble
         self.base = there.tree()
         there.restore()
         operation.run(there.connect(), there)
@@ -123,14 +124,15 @@ class Trial:
         try:
             changes = self.operation.run(self.world.connect(), self.world)
         except StoragePoolException as err:
-            assert CLEAR.search(str(err)), (str(self.operation), str(err))
+            self.told = str(err)
+            assert CLEAR.search(self.told), (str(self.operation), self.told)
             return False
         assert changes, str(self.operation)
         return True
 
     def check(self, done, where):
         """After trouble, and without: all or nothing, then what was asked for, and no stray."""
-        where = (str(self.operation), where, "done" if done else "not done")
+        where = (str(self.operation), where, "done" if done else f"not done: {self.told}")
         now = self.world.tree()
         different = differences(self.done if done else self.base, now)
         if not done and self.operation.name == "pool remove":

@@ -19,7 +19,7 @@ import traceback
 from dataclasses import dataclass, field
 
 from tests.torture import seccomp
-from tests.torture.calls import CALLS, changes_files, parse
+from tests.torture.calls import CALLS, Fd, changes_files, parse, paths
 
 
 @dataclass
@@ -107,9 +107,9 @@ def _traced(function):
         strace.stderr.read()
         strace.wait()
         counted, calls = {}, []
-        for name, args, result, error, paths in parse(log.read().splitlines()):
+        for name, args, result, error, named in parse(log.read().splitlines()):
             counted[name] = counted.get(name, 0) + 1
-            calls.append(Call(name, counted[name], args, result, error, paths))
+            calls.append(Call(name, counted[name], args, result, error, named))
     return ending, calls
 
 
@@ -174,6 +174,51 @@ def at(function, call, act):
     if reached != [expected]:
         raise AssertionError(f"the run did not come to {call}, but to {reached}: {ending}")
     return ending
+
+
+def interrupt_on(function, call, error, disk):
+    """
+    The same for a call that fails, and each one after it that changes something on its disk fails
+    too; ``disk(path)`` tells one from another, and None for what is on none.
+    """
+    names = [name for name in CALLS if name in seccomp.NUMBERS]
+    failing = {disk(path) for path in call.paths} - {None}
+    left = call.number
+
+    def decide(pid, args, name):
+        nonlocal left
+        if not seccomp.counts(name, args):
+            return 0
+        if left:
+            left -= name == call.name
+            return 0 if left else getattr(errno, error)
+        if seccomp.looks(name, args):
+            return 0
+        on_it = failing & {disk(path) for path in _paths_of(pid, name, args)}
+        return getattr(errno, error) if on_it else 0
+
+    ending = answered(function, lambda end: seccomp.ask_before_any(names, end), decide)
+    assert not left, f"the run did not come to {call}: {ending}"
+    return ending
+
+
+def _paths_of(pid, name, args):
+    """The paths that a waiting child's call names."""
+    handles = {int(n): os.readlink(b"/proc/%d/fd/%d" % (pid, int(n))) for n in _fds(pid)}
+    cwd = Fd(None, os.readlink(b"/proc/%d/cwd" % pid))
+    shown = list(args)
+    for place in CALLS[name]:
+        handle, at = (place, None) if isinstance(place, int) else place
+        if handle is not None:
+            number = args[handle] & 0xFFFFFFFF
+            shown[handle] = Fd(number, handles[number]) if number in handles else cwd
+        if at is not None:
+            shown[at] = seccomp.text(pid, args[at])
+    return list(paths(name, shown, handles))
+
+
+def _fds(pid):
+    return os.listdir(f"/proc/{pid}/fd")
 
 
 def _texts(call):

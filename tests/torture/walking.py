@@ -4,6 +4,7 @@ that what is left has to keep.
 """
 
 import os
+import re
 
 from qubes_storage import conf, guards, registry
 from qubes_storage.exc import StoragePoolException
@@ -64,6 +65,11 @@ class Walk:
         """The same, for a call that failed; returns how the run ended."""
         self.world.restore()
         return strace.interrupt(self.act, call, error)
+
+    def fail_on(self, call, error):
+        """The same, and all that is to be written on the disk after it fails too."""
+        self.world.restore()
+        return strace.interrupt_on(self.act, call, error, self.world.disk_of)
 
     def check_whole(self, *others, again=False, tree=None):
         """
@@ -144,6 +150,7 @@ class Walk:
         The error names what it is about, where, and the cure; all is as before, or done. What could
         not be deleted is there, of course, until the next run.
         """
+        self.check_told(ending, call)
         found = self.world.tree()
         if call.name in ("unlinkat", "rmdir"):
             path = same(os.fsdecode(call.paths[0])).partition("/live/")[2]
@@ -151,12 +158,8 @@ class Walk:
                 found.pop(path, None)
         if not ending.error:
             need(found == self.after, "done, but not so:", difference(found, self.after))
-            need(ending.value == self.changes, "changes tell", ending.value)
             return
         told = str(ending.error)
-        need(isinstance(ending.error, StoragePoolException), "no error of ours:", ending.traceback)
-        need(any(w in told for w in self.operation.words), "names no pool or VM:", told)
-        need("/" in told and ";" in told, "names no path or cure:", told)
         if self.operation.verb:
             # It is made of several, each of them whole: a revision may be kept already.
             between = (self.before, self.after)
@@ -167,6 +170,26 @@ class Walk:
             need("is done" in told or "is in " in told, told, difference(found, self.before))
 
 
+    def check_told(self, ending, call):
+        """An error is one of ours, and names what it is about, where on that disk, and the cure."""
+        if not ending.error:
+            need(ending.value == self.changes, "changes tell", ending.value)
+            return
+        told = str(ending.error)
+        need(isinstance(ending.error, StoragePoolException), "no error of ours:", ending.traceback)
+        need(any(w in told for w in self.operation.words), "names no pool or VM:", told)
+        disks = {self.world.disk_of(path) for path in call.paths} - {None}
+        named = {self._disk_of(path) for path in _PATH.findall(told)}
+        need(not disks or disks & named, "names no path on that disk:", told)
+        need(";" in told, "names no cure:", told)
+
+    def _disk_of(self, told):
+        """The disk of a path that an error tells, which is one of the machine's or of outside."""
+        path = told if told.startswith(str(self.world.place)) else self.world.machine.path(told)
+        return self.world.disk_of(os.fsencode(path))
+
+
+_PATH = re.compile(r"/[^\s:;,()]+")
 _DISKS = {"outside": "outside/disk.raw", "ssd": "root/mnt/ssd/disk.raw"}
 
 

@@ -106,6 +106,11 @@ class World:
             os.close(self._held)
         shutil.rmtree(self.place)
 
+    def disk_of(self, path):
+        """Which of the machine's disks a path is on, or None."""
+        found = {"ssd": self.ssd, "dom0": self.place}
+        return next((name for name, top in found.items() if _below(path, top)), None)
+
     def connect(self):
         """The core on the machine."""
         return self.machine.connect()
@@ -138,6 +143,10 @@ class World:
             for here, dirs, names in os.walk(base):
                 for name in dirs + names:
                     yield os.path.join(here, name)
+
+
+def _below(path, top):
+    return os.fsdecode(path).startswith(f"{top}/")
 
 
 def _memory():
