@@ -49,7 +49,7 @@ def built(plan):
         mending.mend(pool, vm, False)
         if files.exists(fd, name):
             raise _occupied(pool, vm)
-        marker, left = None, plan.left
+        marker, inode, left = None, None, plan.left
         try:
             for path in (w.source.path for w in plan.images if _is_taken_in(w)):
                 left = stack.enter_context(files.closing(mending.open_outside(path)))
@@ -67,27 +67,42 @@ def built(plan):
             os.fsync(fd)
             yield
         except BaseException as err:
-            if placed and _is_it(fd, name, inode):
-                os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
-                os.fsync(fd)
-            if marker is not None:  # else nothing was made
-                _take_away(fd, creating(name), marker)
+            undone = marker is None or _undo(fd, name, inode if placed else None, marker)
             if isinstance(err, FileExistsError):
                 raise _occupied(pool, vm) from err
             if isinstance(err, OSError):
+                left = "nothing was left behind" if undone else f"{creating(name)} is left beside it"
                 raise StoragePoolException(
                     f"VM {vm.name}: cannot be made in pool {pool.name} ({pool.vmdir(vm)}):"
-                    f" {err.strerror or err}; nothing was left behind, mend it and try again"
+                    f" {err.strerror or err}; {left}, mend it and try again"
                 ) from err
             raise
         try:
             if registry.is_synced(pool.root):  # else the next run does that
                 mending.finish(pool.root, fd, name, pool.vmdir(vm), left)
         except OSError as err:
+            going = [w.source.path for w in plan.images if _is_taken_in(w)]
+            going += [plan.origin.path] if plan.origin else []
+            going.append(os.path.join(os.path.dirname(pool.vmdir(vm)), creating(name)))
             raise StoragePoolException(
-                f"VM {vm.name}: is in {pool.vmdir(vm)}, but what it came from could not be taken"
-                f" away: {err.strerror}; mend it, and the next change of the VM tries again"
+                f"VM {vm.name}: is in {pool.vmdir(vm)}, but {' or '.join(going)} could not be"
+                f" deleted: {err.strerror}; mend it, and the next change of the VM tries again"
             ) from err
+
+
+def _undo(fd, name, inode, marker):
+    """
+    Take away what was made, ``inode`` if it is in its place; whether that was possible. What a disk
+    that fails does not let go is left as a dead run leaves it.
+    """
+    try:
+        if inode and _is_it(fd, name, inode):
+            os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
+            os.fsync(fd)
+        _take_away(fd, creating(name), marker)
+    except OSError:
+        return False
+    return True
 
 
 def _is_it(fd, name, inode):
@@ -212,22 +227,28 @@ def removed(pool, vm):
     with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
         mending.mend(pool, vm, True)
         there = files.exists(fd, vm.dirname)
+        path = os.path.join(os.path.dirname(pool.vmdir(vm)), removing(vm.dirname))
         if there:
             os.rename(vm.dirname, removing(vm.dirname), src_dir_fd=fd, dst_dir_fd=fd)
         try:
             if there:
                 os.fsync(fd)
             yield
-        except BaseException:
-            if there:
-                os.rename(removing(vm.dirname), vm.dirname, src_dir_fd=fd, dst_dir_fd=fd)
+        except BaseException as err:
+            try:
+                if there:
+                    os.rename(removing(vm.dirname), vm.dirname, src_dir_fd=fd, dst_dir_fd=fd)
+            except OSError as why:
+                raise StoragePoolException(
+                    f"VM {vm.name}: is kept, but its directory is {path}: {why.strerror}; mend the"
+                    f" disk, and qubes_vm.set {vm.name} puts it back"
+                ) from err
             raise
         try:
             if there and registry.is_synced(pool.root):  # else the next run does that
                 trees.remove(fd, removing(vm.dirname))
                 os.fsync(fd)
         except OSError as err:
-            path = os.path.join(os.path.dirname(pool.vmdir(vm)), removing(vm.dirname))
             raise StoragePoolException(
                 f"VM {vm.name}: it is done, but {path} could not be deleted: {err.strerror}; mend"
                 " it, and remove the VM again"

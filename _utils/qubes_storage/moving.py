@@ -161,8 +161,9 @@ class Moving:
                     self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
                     switched = True
             except BaseException:
-                if not switched:
-                    os.unlink(mark, dir_fd=fd)
+                if not switched and not mending.unfinished(target, moved, registered=False):
+                    with contextlib.suppress(OSError):  # else the next run mends both
+                        os.unlink(mark, dir_fd=fd)
                 raise
 
     def _rules_elsewhere(self, vm):

@@ -182,7 +182,7 @@ def interrupt_on(function, call, error, disk):
     too; ``disk(path)`` tells one from another, and None for what is on none.
     """
     names = [name for name in CALLS if name in seccomp.NUMBERS]
-    failing = {disk(path) for path in call.paths} - {None}
+    failing = {disk(path) for path in written(call)} - {None}
     left = call.number
 
     def decide(pid, args, name):
@@ -194,12 +194,24 @@ def interrupt_on(function, call, error, disk):
             return 0 if left else getattr(errno, error)
         if seccomp.looks(name, args):
             return 0
-        on_it = failing & {disk(path) for path in _paths_of(pid, name, args)}
+        named = _written(name, _paths_of(pid, name, args))
+        on_it = failing & {disk(path) for path in named}
         return getattr(errno, error) if on_it else 0
 
     ending = answered(function, lambda end: seccomp.ask_before_any(names, end), decide)
     assert not left, f"the run did not come to {call}: {ending}"
     return ending
+
+
+def written(call):
+    """The paths at which a call changes something."""
+    return _written(call.name, call.paths)
+
+
+def _written(name, named):
+    """Those of a call's paths that it changes something at."""
+    first = {"copy_file_range": 1, "splice": 1}.get(name, 0)
+    return named[first : 1 if name == "sendfile" else None]
 
 
 def _paths_of(pid, name, args):
@@ -213,7 +225,7 @@ def _paths_of(pid, name, args):
             number = args[handle] & 0xFFFFFFFF
             shown[handle] = Fd(number, handles[number]) if number in handles else cwd
         if at is not None:
-            shown[at] = seccomp.text(pid, args[at])
+            shown[at] = seccomp.text(pid, args[at]) if args[at] else None
     return list(paths(name, shown, handles))
 
 

@@ -178,7 +178,7 @@ class Walk:
         told = str(ending.error)
         need(isinstance(ending.error, StoragePoolException), "no error of ours:", ending.traceback)
         need(any(w in told for w in self.operation.words), "names no pool or VM:", told)
-        disks = {self.world.disk_of(path) for path in call.paths} - {None}
+        disks = {self.world.disk_of(path) for path in strace.written(call)} - {None}
         named = {self._disk_of(path) for path in _PATH.findall(told)}
         need(not disks or disks & named, "names no path on that disk:", told)
         need(";" in told, "names no cure:", told)

@@ -146,7 +146,7 @@ class World:
 
 
 def _below(path, top):
-    return os.fsdecode(path).startswith(f"{top}/")
+    return f"{os.fsdecode(path)}/".startswith(f"{top}/")
 
 
 def _memory():
