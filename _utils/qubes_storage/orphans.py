@@ -26,8 +26,8 @@ class Orphans:
         vms = [vm for vm in (VM.of(e, registry) for e in registry.entries) if vm]
         vms = [vm for vm in vms if vm.klass.name != "AdminVM"]
         pools = self._pools()
-        for name, pool in pools.items():
-            owned = {(vm.klass.subdir, vm.dirname) for vm in vms if vm.pool == name}
+        owned = {(self._place_of(vm), vm.dirname) for vm in vms}
+        for pool in pools.values():
             found += self._unowned(pool, owned)
         for vm in vms:
             if vm.pool not in self.sections():
@@ -36,6 +36,15 @@ class Orphans:
                 path = pools[vm.pool].vmdir(vm)
                 found.append({"pool": vm.pool, "path": path, "size": None})
         return [row for n, row in enumerate(found) if row not in found[:n]]
+
+    def _place_of(self, vm):
+        """What tells the directory that a VM's directory is in from others, by whatever path."""
+        try:
+            fd = self.pool_of(vm).open_subdir(vm.klass.subdir)
+        except StoragePoolException:
+            return None
+        with files.closing(fd):
+            return _key(fd)
 
     def _pools(self):
         """``{name: Pool}`` of those that can be looked into; of the others, ``pool_info`` tells."""
@@ -53,9 +62,15 @@ class Orphans:
             except StoragePoolException:
                 continue
             with files.closing(fd):
+                place = _key(fd)
                 for name, _ in files.entries(fd):
-                    if (subdir, name) not in owned:
+                    if (place, name) not in owned:
                         path = os.path.join(pool.dir_path, subdir, name)
                         size = trees.tree_size(fd, name)
                         found.append({"pool": pool.name, "path": path, "size": size})
         return found
+
+
+def _key(fd):
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino

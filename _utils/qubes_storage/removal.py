@@ -28,6 +28,11 @@ class Removal:
         guards.check_mount(self.root, vm.pool, self.guards(vm.pool))
         changes = {"removed": {"old": name, "new": None}}
         there, held = self._held(vm)
+        if not (there or keep) and self._is_in_the_way(vm):
+            raise StoragePoolException(
+                f"VM {name}: {self.pool_of(vm).vmdir(vm)} is no directory that can be opened, so"
+                " nobody can tell which images it has; put its directory there, or move this away"
+            )
         if held and not purge and not keep:
             images = ", ".join(f"{p} ({format_size(s)} in use)" for p, s in held.items())
             raise StoragePoolException(
@@ -41,7 +46,9 @@ class Removal:
         return changes
 
     def _left(self, vm):
-        """The paths of what a dead run left of a registered VM."""
+        """The paths of what a dead run left of a registered VM with a directory of its own."""
+        if vm.klass.name == "DispVM":
+            return []
         try:
             pool = self.pool_of(vm)
         except StoragePoolException:
@@ -63,7 +70,7 @@ class Removal:
                 continue
             for klass in self.places() if isinstance(pool, Pool) else ():
                 vm = VM(name, klass, pool=pool_name)
-                if there and (there.pool, there.klass.subdir) == (pool_name, klass.subdir):
+                if there and self._place_of(there) == self._place_of(vm):
                     continue
                 paths = mending.unfinished(pool, vm, registered=False)
                 if paths:
@@ -125,6 +132,16 @@ class Removal:
             for name in vm.images.values():
                 self._check_halted(vm, fd, name)
         return path, held
+
+    def _is_in_the_way(self, vm):
+        """Whether something is in the place of the directory that a VM has for itself."""
+        try:
+            name, pool = vm.dirname, self.pool_of(vm)
+            fd = pool.open_subdir(vm.klass.subdir)
+        except StoragePoolException:
+            return False
+        with files.closing(fd):
+            return vm.klass.name != "DispVM" and files.exists(fd, name) is not None
 
     @staticmethod
     def _check_halted(vm, fd, name):

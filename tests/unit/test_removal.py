@@ -1,5 +1,8 @@
 """The removal of VMs whose place is odd: no pool, no images, what a dead run left."""
 
+import os
+import subprocess
+
 import pytest
 from qubes_storage.exc import InvalidInput, StoragePoolException
 
@@ -89,3 +92,52 @@ def test_a_vm_stays_while_storage_conf_cannot_be_read(machine):
     with pytest.raises(StoragePoolException, match="storage.conf cannot be read"):
         machine.connect().remove_vm("work")
     assert machine.tree() == before
+
+
+def test_a_disposable_leaves_what_a_dead_run_left_of_the_vm_whose_images_it_shares(machine):
+    shared = f"{LIB}/appvms/fedora-23-dvm"
+    machine.mkdir(shared)
+    machine.image(f"{shared}/private.img", 4096, "shared")
+    machine.mkdir(f"{shared}/.volatile.img.new", 0o700)
+    assert machine.connect().remove_vm("disp3") == {"removed": {"old": "disp3", "new": None}}
+    assert machine.path(f"{shared}/private.img").exists()
+    assert machine.path(f"{shared}/.volatile.img.new").exists()
+
+
+def test_a_vm_in_whose_place_is_a_link_is_not_taken_for_one_without_images(machine):
+    machine.path(f"{LIB}/appvms/work").rename(machine.path("/opt"))
+    machine.path(f"{LIB}/appvms/work").symlink_to("/opt")
+    system, before = machine.connect(), machine.tree()
+    for verb in (system.vm_remove_diff, system.remove_vm):
+        with pytest.raises(StoragePoolException, match=f"{LIB}/appvms/work is no directory that"):
+            verb("work", purge=True)
+    assert machine.tree() == before
+    assert system.remove_vm("work", keep=True) == {"removed": {"old": "work", "new": None}}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_what_is_mounted_in_a_vm_s_directory_is_never_deleted(machine):
+    machine.mkdir("/opt")
+    machine.write("/opt/precious", b"precious")
+    apps = machine.mkdir(f"{LIB}/appvms/work/apps")
+    subprocess.run(["mount", "--bind", machine.path("/opt"), apps], check=True)
+    removing = machine.path(f"{LIB}/appvms/.work.removing")
+    try:
+        with pytest.raises(StoragePoolException, match="apps is a mount point: unmount it; mend"):
+            machine.connect().remove_vm("work", purge=True)
+        assert machine.path("/opt/precious").exists()
+    finally:
+        subprocess.run(["umount", removing / "apps"], check=True)
+    assert set(machine.connect().remove_vm("work", purge=True)) == {"unfinished"}
+    assert not removing.exists()
+    assert machine.path("/opt/precious").exists()
+
+
+def test_a_vm_in_one_of_two_pools_over_one_directory_is_no_leftover_of_the_other(machine):
+    """As two sections have it that were written by hand."""
+    machine.write("/etc/qubes/storage.conf", f"{BAD}[too]\ndriver=xen\ndir_path={LIB}\n".encode())
+    system = machine.connect()
+    assert [row["path"] for row in system.orphans() if row["size"] is not None] == []
+    machine.mkdir(f"{LIB}/appvms/.work.creating", 0o700)  # of a run that died once it was made
+    system.remove_vm("work", keep=True)
+    assert machine.path(f"{LIB}/appvms/work/private.img").exists()
