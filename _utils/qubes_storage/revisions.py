@@ -39,17 +39,25 @@ def add(pool, fd, name, source_fd=None):
 
     Those that are more than the pool keeps go, the oldest first.
     """
-    source_fd = fd if source_fd is None else source_fd
+    revision = _keep(pool, fd, name, fd if source_fd is None else source_fd)
+    _drop_old(fd, name, pool.revisions_to_keep)
+    return revision
+
+
+def _keep(pool, fd, name, source_fd):
     with _copied(pool, source_fd, name, fd, f".{name}.revision.new", dated=True) as (new, found):
         before = listed(fd, name)
         number = int(before[-1].split("@")[0]) + 1 if before else 1
         written = min(max(found.st_mtime, 0), _LAST)
         revision = f"{number}@{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(written))}"
         os.rename(name, f"{name}.{revision}", src_dir_fd=new, dst_dir_fd=fd)
-    for old in [*before, revision][: -pool.revisions_to_keep]:
+    return revision
+
+
+def _drop_old(fd, name, keep):
+    for old in listed(fd, name)[:-keep]:
         os.unlink(f"{name}.{old}", dir_fd=fd)
     os.fsync(fd)
-    return revision
 
 
 def choose(found, revision, who):
@@ -65,14 +73,17 @@ def choose(found, revision, who):
 
 
 def revert(pool, fd, name, revision):
-    """Have an image be as in a revision and of its own size; what it holds becomes a revision."""
+    """
+    Have an image be as in a revision and of its own size; what it holds becomes a revision, also
+    where the pool keeps none. None goes before the image is as it was asked for.
+    """
     size = os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
     old = f"{name}.{revision}"
     with _copied(pool, fd, old, fd, f".{name}.new") as (new, _):
         pool.resize_image(files.at(new, old), size)
-        if pool.revisions_to_keep:
-            add(pool, fd, name)
+        _keep(pool, fd, name, fd)
         os.rename(old, name, src_dir_fd=new, dst_dir_fd=fd)
+    _drop_old(fd, name, max(pool.revisions_to_keep, 1))
 
 
 @contextlib.contextmanager

@@ -61,7 +61,9 @@ def test_nothing_is_kept_where_no_revisions_are_to_be(disk, kind, driver):
     assert set(system.commit_vm("fedora-24")) == {"root-cow"}
     assert system.revert("work") == {"revision": {"old": None, "new": kept[0]}}
     assert read(machine, IMG) == "one"
-    assert system.revisions("work") == kept
+    (left,) = system.revisions("work")
+    assert left.startswith("2@")
+    assert (machine.path(IMG).parent / f"private.img.{left}").read_bytes().startswith(b"two")
 
 
 def test_a_vm_that_is_no_subvolume_keeps_its_images_one_by_one(disk):
@@ -77,3 +79,29 @@ def test_a_vm_that_is_no_subvolume_keeps_its_images_one_by_one(disk):
     system.revert("work")
     assert read(machine, IMG) == "one"
     assert not [name for name in os.listdir(vmdir) if name.startswith(".")]
+
+
+def test_a_revert_that_dies_keeps_the_revision_that_was_asked_for(disk, monkeypatch):
+    """The pool keeps one revision, so what is in the image would take its place."""
+    machine = disk("xfs")
+    system = pool_with_vm(machine, "reflink")
+    write(machine, IMG, "new")
+    system.reset_vm("work")
+    (asked,) = system.revisions("work")
+    write(machine, IMG, "now")
+    rename = os.rename
+
+    def dies(old, new, **kwargs):
+        if new == "private.img":
+            raise KeyboardInterrupt
+        rename(old, new, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            system.revert("work")
+    assert read(machine, IMG) == "now"
+    assert asked in system.revisions("work")
+    system.revert("work", revision=asked)
+    assert read(machine, IMG) == "new"
+    assert len(system.revisions("work")) == 1
