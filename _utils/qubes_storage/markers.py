@@ -2,7 +2,7 @@
 What stands at either place while a VM moves, so that the next run finishes or undoes it.
 
 ``.OLD.moving``, a link beside the directory it leaves, names the directory it goes to. There,
-``.NEW.creating/from`` names the directory it leaves, its inode number, and whether it is kept.
+``.NEW.creating/.from`` names the directory it leaves, its inode number, and whether it is kept.
 Until the registry switches, the old directory is the VM; from then on the new one is. Each is whole
 all the while. Links are read as texts and never followed.
 
@@ -18,10 +18,7 @@ from dataclasses import dataclass
 
 from qubes_storage import files, image, owning, trees
 
-FROM = "from"
-# In the same place: ``TIME:INODE:PATH`` of a file of the caller's that goes, TIME when it was last
-# changed (ns); the number of its device may be another after a restart.
-OUTSIDE = "outside"
+_FROM, _TAKEN = ".from", ".taken"  # no VM has such a name
 
 
 def creating(name):
@@ -68,7 +65,7 @@ class Origin:
     @classmethod
     def read(cls, marker):
         """What an open ``.NEW.creating`` says, or None."""
-        text = read(marker, FROM)
+        text = read(marker, _FROM)
         if not text or text.count(":") < 3:
             return None
         inode, kept, length, rest = text.split(":", 3)
@@ -78,16 +75,13 @@ class Origin:
     def of(cls, marker, place):
         """The same, of a marker that has to be that of the VM in ``place``."""
         found = cls.read(marker)
-        if found is not None and found.place != place:
-            mark = creating(os.path.basename(place))
-            raise OSError(errno.EPERM, f"{mark} is that of {found.place}: rename it back")
-        return found
+        return found and _agreed(found, place)
 
     def write(self, marker):
         """Say it in ``.NEW.creating``."""
         kept = "keep" if self.keep else "go"
         text = f"{self.inode}:{kept}:{len(self.path)}:{self.path}{self.place}"
-        os.symlink(text, FROM, dir_fd=marker)
+        os.symlink(text, _FROM, dir_fd=marker)
 
     def leave(self, root, left=None):
         """
@@ -113,6 +107,47 @@ class Origin:
     def _is_old(self, fd, name):
         found = files.exists(fd, name)
         return found is not None and image.identity(fd, name) == self.inode
+
+
+@dataclass
+class Taken:
+    """
+    A file of the caller's that becomes an image and goes: its path, when it was last changed (ns),
+    its inode number, and the place of the VM. The number of its device may be another next time.
+    """
+
+    path: str
+    changed: str
+    inode: str
+    place: str
+
+    @classmethod
+    def of(cls, marker, place):
+        """What an open ``.NAME.creating`` says, which has to be that of the VM in ``place``."""
+        text = read(marker, _TAKEN)
+        if not text or text.count(":") < 3:
+            return None
+        changed, inode, length, rest = text.split(":", 3)
+        found = cls(rest[: int(length)], changed, inode, rest[int(length) :])
+        return _agreed(found, place)
+
+    def write(self, marker):
+        """Say it in ``.NAME.creating``."""
+        text = f"{self.changed}:{self.inode}:{len(self.path)}:{self.path}{self.place}"
+        os.symlink(text, _TAKEN, dir_fd=marker)
+
+    def is_still(self, found, image_):
+        """Whether a file of that stat is the one that became the image of that other stat."""
+        if os.path.samestat(found, image_):
+            return True
+        return (self.changed, self.inode) == (str(found.st_mtime_ns), str(found.st_ino))
+
+
+def _agreed(found, place):
+    if found.place != place:
+        mark = creating(os.path.basename(place))
+        raise OSError(errno.EPERM, f"{mark} is that of {found.place}: rename it back")
+    return found
 
 
 def undo(root, fd, name, place):

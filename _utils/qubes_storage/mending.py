@@ -141,10 +141,10 @@ def finish(root, fd, name, place, left=None):
         origin = markers.Origin.of(marker, place)
         if origin:
             origin.leave(root, left)
-        outside = markers.read(marker, markers.OUTSIDE)
-    if outside and outside.count(":") > 1:
-        _remove_outside(*outside.split(":", 2), left)
+        taken = markers.Taken.of(marker, place)
+    if taken:
         with files.closing(files.open_subdir(fd, name)) as vmdir:
+            _remove_outside(taken, files.exists(vmdir, "root.img"), left)
             # A file that was linked has kept its mode till now.
             owning.finish(files.at(vmdir, "root.img"))
     trees.remove_tree(fd, creating(name))
@@ -156,15 +156,15 @@ def open_outside(path):
     return files.open_inside("/", "/", *(part for part in path.split("/")[:-1] if part))
 
 
-def _remove_outside(changed, inode, path, left):
-    """Delete a file of the caller's if it is still the one that became an image."""
-    name = os.path.basename(path)
+def _remove_outside(taken, root, left):
+    """Delete a file of the caller's if it is still the one that became a root image."""
+    name = os.path.basename(taken.path)
     try:
-        fd = open_outside(path) if left is None else os.dup(left)
+        fd = open_outside(taken.path) if left is None else os.dup(left)
     except (FileNotFoundError, NotADirectoryError):
         return
     with files.closing(fd):
         found = files.exists(fd, name)
-        if found and (str(found.st_mtime_ns), str(found.st_ino)) == (changed, inode):
+        if found and root and taken.is_still(found, root):
             os.unlink(name, dir_fd=fd)
         os.fsync(fd)  # gone from the disk before the marker goes

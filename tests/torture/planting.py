@@ -7,6 +7,8 @@ import shutil
 import socket
 import stat
 
+from qubes_storage import files, markers
+
 from tests.r32.machine import GID, LIB
 from tests.torture.canary import UID, Canary, like_vm
 
@@ -198,10 +200,11 @@ def _marker(intruder, path, canary, at):
     subdir = canary / "pool/appvms"
     old = os.lstat(subdir / ".work.removing")
     place = f"{parent}/{vm}"
-    text = f"{subdir}/work"
-    (at / "from").symlink_to(f"{old.st_ino}:go:{len(text)}:{text}{place}")
     file = os.lstat(canary / "file")
-    (at / "outside").symlink_to(f"{file.st_dev}:{file.st_ino}:{canary}/file")
+    with files.closing(os.open(at, os.O_RDONLY)) as fd:
+        markers.Origin(f"{subdir}/work", str(old.st_ino), False, place).write(fd)
+        stamp = str(file.st_mtime_ns), str(file.st_ino)
+        markers.Taken(f"{canary}/file", *stamp, place).write(fd)
     like_vm(at / vm, "mine")
     for made in (at, *at.iterdir()):
         os.chown(made, UID, GID, follow_symlinks=False)

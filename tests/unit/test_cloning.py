@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import sys
 
 import pytest
 from qubes_storage.exc import InvalidInput, StoragePoolException
@@ -211,9 +213,37 @@ def test_an_import_is_finished_though_the_disk_that_it_came_from_is_away(
     with monkeypatch.context() as patch:
         unlink_ = os.unlink
         patch.setattr(os, "unlink", unlink)
-        with pytest.raises(StoragePoolException, match="could not be taken away: Input/output"):
+        with pytest.raises(StoragePoolException, match="could not be deleted: Input/output"):
             system.create_vm("new", klass="HVM", root_move_from=str(disk))
     disk.parent.rename(tmp_path / "away")
     assert "unfinished" in system.set_vm("new")
     assert (tmp_path / "away/disk.raw").exists()
     assert system.vm_diff("new") == {}
+
+
+def test_an_import_that_died_is_finished_though_its_vm_was_used_meanwhile(scratch):
+    """The file is the image then, by its other name."""
+    machine = scratch()
+    system = machine.connect()
+    machine.image("/mnt/disk.raw", 5 * MIB, "BOOT")
+    disk = machine.path("/mnt/disk.raw")
+    disk.chmod(0o600)  # closed to others, so that it is linked and not copied
+
+    def dies(event, args):
+        if event == "os.remove" and args[0] == "disk.raw":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        sys.addaudithook(dies)
+        system.create_vm("new", klass="HVM", root_move_from=str(disk))
+        os._exit(0)
+    os.waitpid(child, 0)
+    image = machine.path(f"{LIB}/appvms/new/root.img")
+    assert image.samefile(disk)
+    with open(image, "r+b") as file:
+        file.write(b"USED")
+    assert "unfinished" in system.set_vm("new", label="blue")
+    assert not disk.exists()
+    assert image.read_bytes().startswith(b"USED")
+    assert system.vm_diff("new", label="blue") == {}

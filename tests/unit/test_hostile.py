@@ -5,7 +5,7 @@ import shutil
 import struct
 
 import pytest
-from qubes_storage import Pool, markers, revisions
+from qubes_storage import Pool, files, markers, revisions
 from qubes_storage.drivers import reflink
 from qubes_storage.exc import StoragePoolException
 
@@ -35,19 +35,20 @@ def outside(machine):
     return {p: seen for p, seen in machine.tree().items() if p.startswith("/mnt/precious")}
 
 
-def forged(machine, name, uid=OTHER):
-    """A marker such as a dead run leaves, of somebody's."""
+def forged(machine, name, uid=OTHER, moved=True):
+    """A marker such as a dead run leaves, of somebody's; of a VM that moves, or is imported."""
     place = machine.appvms / f".{name}.creating"
     place.mkdir(mode=0o700)
     old = machine.mkdir("/mnt/precious/appvms/.old.removing")
     path = "/mnt/precious/appvms/old"
-    origin = markers.Origin(path, str(os.stat(old).st_ino), False, f"{LIB}/appvms/{name}")
-    fd = os.open(place, os.O_RDONLY)
-    origin.write(fd)
-    os.close(fd)
     disk = machine.path("/mnt/precious/disk.raw")
     found = os.stat(disk)
-    (place / markers.OUTSIDE).symlink_to(f"{found.st_dev}:{found.st_ino}:{disk}")
+    home = f"{LIB}/appvms/{name}"
+    with files.closing(os.open(place, os.O_RDONLY)) as fd:
+        if moved:
+            markers.Origin(path, str(os.stat(old).st_ino), False, home).write(fd)
+        stamp = str(found.st_mtime_ns), str(found.st_ino)
+        markers.Taken(str(disk), *stamp, home).write(fd)
     for each in (place, *place.iterdir()):
         os.chown(each, uid, uid, follow_symlinks=False)
     return place
@@ -68,9 +69,10 @@ def test_a_marker_that_root_did_not_make_is_refused(machine, name):
     assert system.vm_diff("work") == {}
 
 
-def test_a_marker_of_root_s_counts_only_for_the_vm_that_it_names(machine):
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_marker_of_root_s_counts_only_for_the_vm_that_it_names(machine, moved):
     """Who may write appvms can give a marker another VM's name."""
-    forged(machine, "other", uid=0).rename(machine.appvms / ".work.creating")
+    forged(machine, "other", 0, moved).rename(machine.appvms / ".work.creating")
     before = outside(machine)
     with pytest.raises(StoragePoolException, match="is that of .*appvms/other: rename it back"):
         machine.connect().set_vm("work")

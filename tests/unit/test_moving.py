@@ -440,3 +440,14 @@ def test_a_copy_that_differs_is_told(tmp_path):
             for pair in ((a, c), (c, a)):
                 with pytest.raises(OSError, match="differs"):
                     image.check_same(*pair)
+
+
+@pytest.mark.parametrize("name", ["from", "taken", "outside"])
+def test_a_vm_may_have_any_name_there_is_to_move_and_to_import(machine, name):
+    system = machine.connect()
+    machine.image("/mnt/disk.raw", 1 << 20, "BOOT")
+    system.create_vm(name, klass="HVM", root_move_from=str(machine.path("/mnt/disk.raw")))
+    assert system.migrate_vm(name, "foo")
+    system.rename_vm(name, "other")
+    system.rename_vm("other", name)
+    assert system.vm_diff(name, pool="foo") == {}
