@@ -14,6 +14,7 @@ __all__ = ["open_image", "pinned", "reopen"]
 _FICLONE = 0x40049409
 _SUBVOL_CREATE, _SNAP_DESTROY, _SNAP_CREATE_V2 = 0x5000940E, 0x5000940F, 0x50009417
 _INO_LOOKUP, _FS_INFO = 0xD0009412, 0x8400941F
+_GENERATION = 0x80087601  # FS_IOC_GETVERSION
 _SUBVOLUME = 256  # the inode number of the directory that each subvolume of btrfs is
 _LOOP_SET_CAPACITY = 0x4C07
 _CHUNK = 1 << 30
@@ -288,14 +289,22 @@ def device(fd):
 
 
 def identity(dir_fd, name):
-    """A text that tells a directory from another in its place; subvolumes share inode numbers."""
+    """
+    A text that tells a directory from any other that was or will be in its place.
+
+    A number of an inode is given again, with another generation, where the filesystem tells it;
+    subvolumes all have the same one, and a number of their own.
+    """
     found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    if found.st_ino != _SUBVOLUME or not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(found.st_mode):
         return str(found.st_ino)
     fd = os.open(name, _READ | os.O_DIRECTORY, dir_fd=dir_fd)
     try:
-        tree = _btrfs(fd, _INO_LOOKUP, "=QQ", 0, _SUBVOLUME)
-        return f"{found.st_ino}.{struct.unpack_from('=Q', tree)[0]}"
+        if is_subvolume(fd):
+            number = struct.unpack_from("=Q", _btrfs(fd, _INO_LOOKUP, "=QQ", 0, _SUBVOLUME))[0]
+        else:
+            number = struct.unpack("=I", fcntl.ioctl(fd, _GENERATION, bytes(8))[:4])[0]
+        return f"{found.st_ino}.{number}"
     except OSError:
         return str(found.st_ino)
     finally:

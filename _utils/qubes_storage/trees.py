@@ -37,14 +37,25 @@ def exists(dir_fd, name):
 
 
 def remove_tree(dir_fd, name, depth=0):
-    """Delete a directory and what is in it; links are deleted, never followed."""
+    """
+    Delete a directory and what is in it; links are deleted, never followed, and what is mounted
+    there is refused.
+    """
     if image.destroy_subvolume(dir_fd, name):
         return
     check_depth(depth, name)
     with closing(open_subdir(dir_fd, name)) as fd:
+        if _mount_of(fd) != _mount_of(dir_fd):
+            raise OSError(errno.EBUSY, f"{name} is a mount point: unmount it", name)
         for entry in os.listdir(fd):
             remove(fd, entry, depth + 1)
     os.rmdir(name, dir_fd=dir_fd)
+
+
+def _mount_of(fd):
+    """The line of the kernel's that tells which mount an open file is on."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as told:
+        return next(line for line in told if line.startswith("mnt_id:"))
 
 
 def remove(dir_fd, name, depth=0):

@@ -25,7 +25,9 @@ CALLS = {
     "sync": [], "msync": [], "flock": [0], "fcntl": [0],
 }  # fmt: skip
 _CREATES = ("O_CREAT", "O_TRUNC", "O_TMPFILE")
-_LOOKS = ("FS_INFO", "INO_LOOKUP", "TCGETS", "FIGETBSZ", "GETFLAGS", "FIEMAP", "BLKGETSIZE")
+_LOOKS = (
+    "FS_INFO", "INO_LOOKUP", "GETVERSION", "TCGETS", "FIGETBSZ", "GETFLAGS", "FIEMAP", "BLKGETSIZE",
+)  # fmt: skip
 _LINE = re.compile(rb"(?:\d+ +)?(\w+)\((.*?)(?:\) += (.*)| <unfinished \.\.\.>)$")
 _TOKEN = re.compile(rb'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?|(-?\d+|AT_FDCWD)<([^<>]*)>(?:\(deleted\))?')
 _FD_PATH = re.compile(rb"/proc/(?:self|thread-self|\d+)/fd/(\d+)(/.*)?")
