@@ -78,12 +78,18 @@ def _rmdir(dir_fd, name):
         os.rmdir(name, dir_fd=dir_fd)
 
 
+def beside(name):
+    """What a directory is called until it has its mode and group."""
+    return f".{name}.new"
+
+
 def place_dir(dir_fd, name, mode=DIR_MODE):
     """
     Make a directory that has its mode and group from the moment it has its name; returns a handle.
     """
-    new = f".{name}.new"
-    clear(dir_fd, new)  # a dead run's
+    new = beside(name)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(new, dir_fd=dir_fd)  # a dead run's, with nothing in it
     fd = make_dir(dir_fd, new, mode)
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fd)

@@ -219,7 +219,9 @@ def test_directories_are_taken_away_again_if_the_section_cannot_be_written(syste
         if not is_immutable(root / CONF):
             pytest.skip("this filesystem knows no immutable files")
     try:
-        with pytest.raises(StoragePoolException, match="pool foo: /etc/qubes: .*"):
+        with pytest.raises(
+            StoragePoolException, match="pool foo: /etc/qubes/storage.conf: cannot be"
+        ):
             system.add_pool("foo", dir_path="/opt/foo")
     finally:
         if os.geteuid():
@@ -709,3 +711,24 @@ def test_the_machine_s_own_directory_is_made_where_a_root_is_empty(tmp_path):
     system.add_pool("default")
     assert (tmp_path / "var/lib/qubes/appvms").is_dir()
     assert system.pool_diff("default") == {}
+
+
+def test_a_pool_that_lies_where_another_is_made_beforehand_keeps_its_images(system, root):
+    system.add_pool("a", dir_path="/mnt/.b.new")
+    before = sorted(os.listdir(root / "mnt/.b.new"))
+    with pytest.raises(StoragePoolException, match=r"pool b: /mnt/\.b\.new is in the way"):
+        system.pool_diff("b", dir_path="/mnt/b")
+    with pytest.raises(StoragePoolException, match=r"pool b: /mnt/\.b\.new is in the way"):
+        system.add_pool("b", dir_path="/mnt/b")
+    assert sorted(os.listdir(root / "mnt/.b.new")) == before
+
+
+def test_guards_that_a_dead_removal_left_are_removed(ssd, root):
+    ssd.set_pool("ssd", min_free="1MiB")
+    conf = root / "etc/qubes/storage.conf"
+    conf.write_text("[default]\ndriver=xen\n")
+    left = {"min_free": {"old": "1MiB", "new": None}}
+    assert ssd.pool_remove_diff("ssd") == left
+    assert ssd.remove_pool("ssd") == left
+    assert ssd.remove_pool("ssd") == {}
+    assert conf.read_text() == "[default]\ndriver=xen\n"
