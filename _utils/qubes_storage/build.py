@@ -43,7 +43,6 @@ def built(plan):
     """
     vm, pool = plan.vm, plan.pool
     name = vm.dirname
-    placed = False
     with contextlib.ExitStack() as stack:
         fd = stack.enter_context(files.closing(pool.open_subdir(vm.klass.subdir)))
         mending.mend(pool, vm, False)
@@ -63,18 +62,19 @@ def built(plan):
             os.fsync(marker)
             os.fsync(fd)  # the marker is on the disk before what it marks is in its place
             trees.rename_new(marker, fd, name)
-            placed = True
             os.fsync(fd)
             yield
         except BaseException as err:
-            undone = marker is None or _undo(fd, name, inode if placed else None, marker)
+            if inode and is_registered(pool, vm):
+                raise  # interrupted: the next run finishes it
+            undone = marker is None or _undo(fd, name, inode, marker)
             if isinstance(err, FileExistsError):
                 raise _occupied(pool, vm) from err
             if isinstance(err, OSError):
-                left = "nothing was left behind" if undone else f"{creating(name)} is left beside it"
+                left = "nothing" if undone else f"{creating(name)} beside it"
                 raise StoragePoolException(
                     f"VM {vm.name}: cannot be made in pool {pool.name} ({pool.vmdir(vm)}):"
-                    f" {err.strerror or err}; {left}, mend it and try again"
+                    f" {err.strerror or err}; {left} was left behind, mend it and try again"
                 ) from err
             raise
         try:
@@ -88,6 +88,12 @@ def built(plan):
                 f"VM {vm.name}: is in {pool.vmdir(vm)}, but {' or '.join(going)} could not be"
                 f" deleted: {err.strerror}; mend it, and the next change of the VM tries again"
             ) from err
+
+
+def is_registered(pool, vm):
+    """Whether qubes.xml has a VM in its place in a pool by now."""
+    entry = registry.load(pool.root).by_name.get(vm.name)
+    return entry is not None and entry.attrs.get("dir_path") == pool.vmdir(vm)
 
 
 def _undo(fd, name, inode, marker):
@@ -125,7 +131,7 @@ def _build(plan, marker):
     vm, pool = plan.vm, plan.pool
     with files.closing(_make_vmdir(plan, marker)) as fd:
         for wanted in plan.images:
-            _put(pool, wanted, fd, marker)
+            _put(pool, wanted, fd, marker, pool.vmdir(vm))
         if plan.kernels:
             with files.closing(owning.make_dir(fd, "kernels")) as kernels:
                 _copy_kernels(plan, kernels)
@@ -159,7 +165,7 @@ def _private(path, flags):
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
-def _put(pool, wanted, fd, marker):
+def _put(pool, wanted, fd, marker, place):
     """Make an image in the open directory of a VM."""
     path = files.at(fd, wanted.filename)
     linked = False
@@ -168,7 +174,7 @@ def _put(pool, wanted, fd, marker):
     elif not wanted.source:
         pool.create_image(path, wanted.size)
     elif _is_taken_in(wanted):
-        linked = _take_in(pool, wanted, fd, marker)
+        linked = _take_in(pool, wanted, fd, marker, place)
     else:
         with wanted.source.opened() as source:
             pool.clone_image(source, path)
@@ -184,15 +190,14 @@ def _is_taken_in(wanted):
     return isinstance(wanted.source, Outside) and wanted.source.moved
 
 
-def _take_in(pool, wanted, fd, marker):
+def _take_in(pool, wanted, fd, marker, place):
     """
     Have a file of the caller's be an image, by a link if nobody else can write to it then; whether
     it was linked.
     """
     path = wanted.source.path
     with image.pinned(path, anywhere=True) as (pin, found):
-        text = f"{found.st_mtime_ns}:{found.st_ino}:{path}"
-        os.symlink(text, markers.OUTSIDE, dir_fd=marker)
+        markers.Taken(path, str(found.st_mtime_ns), str(found.st_ino), place).write(marker)
         whole = found.st_nlink == 1 and found.st_size >= wanted.size
         if whole and owning.is_roots(found) and transfer.link(pin, wanted.filename, fd):
             return True
@@ -236,7 +241,7 @@ def removed(pool, vm):
             yield
         except BaseException as err:
             try:
-                if there:
+                if there and vm.name in registry.load(pool.root).by_name:
                     os.rename(removing(vm.dirname), vm.dirname, src_dir_fd=fd, dst_dir_fd=fd)
             except OSError as why:
                 raise StoragePoolException(

@@ -145,7 +145,6 @@ class Moving:
         plan.takes.link = not keep and self._links(source, target)
         plan.takes.renamed = {f"{vm.name}.conf": f"{moved.name}.conf"}
         plan.texts = self._rules_elsewhere(vm)
-        switched = False
         with files.closing(source.open_subdir(vm.klass.subdir)) as fd:
             plan.left = fd
             inode = image.identity(fd, vm.dirname)
@@ -159,10 +158,10 @@ class Moving:
                     self._check_all_halted(vm)  # it may have been started while it was copied
                     registry = self.registry()
                     self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
-                    switched = True
             except BaseException:
-                if not switched and not mending.unfinished(target, moved, registered=False):
-                    with contextlib.suppress(OSError):  # else the next run mends both
+                with contextlib.suppress(OSError):
+                    # What is left at the new place, as of a dead run, is mended by the mark.
+                    if not mending.unfinished(target, moved, registered=False):
                         os.unlink(mark, dir_fd=fd)
                 raise
 

@@ -70,6 +70,22 @@ class Placing:
                 " link"
             )
 
+    def _check_way(self, name, paths):
+        """Refuse what lies where directories are made before they get their names."""
+        for path in paths:
+            parent, last = os.path.split(path.rstrip("/"))
+            way = owning.beside(last)
+            try:
+                fd = files.open_dir(self.root, parent)
+            except FileNotFoundError:  # it is made first
+                continue
+            with files.closing(fd):
+                if files.exists(fd, way) and not _is_empty(fd, way):
+                    raise StoragePoolException(
+                        f"pool {name}: {os.path.join(parent, way)} is in the way of {path}, which"
+                        " is made there; move it away"
+                    )
+
     def _before(self, name):
         """The sections before a pool's: of two over one directory, the later one is wrong."""
         names = list(self.sections())
@@ -114,19 +130,16 @@ class Placing:
     def _made(self, pool):
         """Make the directories of a pool; if its section is not written then, take them away."""
         made = pool.missing() if isinstance(pool, Pool) else []
+        stood = files.read(self.root, CONF)
         try:
             if made:
                 pool.create()
             yield
-        except BaseException as err:
-            for path in reversed(made):
-                with contextlib.suppress(OSError):
-                    self._rmdir(path)
-            if isinstance(err, OSError):
-                raise StoragePoolException(
-                    f"pool {pool.name}: {os.path.dirname(CONF)}: {err.strerror}; run as root, for"
-                    " files there are written beside and renamed"
-                ) from err
+        except BaseException:
+            if files.read(self.root, CONF) == stood:
+                for path in reversed(made):
+                    with contextlib.suppress(OSError):
+                        self._rmdir(path)
             raise
 
     @contextlib.contextmanager
@@ -134,6 +147,7 @@ class Placing:
         """Remove empty directories; if the section stays then, they come back."""
         paths = [path.rstrip("/") for path in paths]
         gone, parents = [], {}  # handles, so that they come back where they were
+        stood = files.read(self.root, CONF)
         with contextlib.ExitStack() as stack:
             for parent in {os.path.dirname(path) for path in paths}:
                 parents[parent] = files.open_dir(self.root, parent)
@@ -146,7 +160,7 @@ class Placing:
                     os.fsync(fd)
                 yield
             except BaseException:
-                for path in reversed(gone):
+                for path in reversed(gone if files.read(self.root, CONF) == stood else ()):
                     parent, name = os.path.split(path)
                     with contextlib.suppress(OSError):
                         parents[path] = owning.place_dir(parents[parent], name)

@@ -144,6 +144,7 @@ class Pools(Placing):
         missing = pool.missing()
         if missing:
             self._check_parent(name, missing[0])
+            self._check_way(name, missing)
             self.check_disk(pool)
             if old is not None:
                 changes["directories"] = {"old": [], "new": missing}
@@ -260,8 +261,9 @@ class Pools(Placing):
     @looking
     def pool_remove_diff(self, name, purge=False):
         """What :py:meth:`remove_pool` would change; raises what it would raise."""
+        found = {guard: {"old": value, "new": None} for guard, value in self.guards(name).items()}
         if name not in self.sections():
-            return {}
+            return found  # those that a run left which died
         if name == "default":
             raise StoragePoolException(
                 f"pool default: stays in {CONF}: R3.2's own tools load no VM without it"
@@ -274,9 +276,7 @@ class Pools(Placing):
             )
         if purge:  # on a disk that is away nobody can tell which of its directories are empty
             guards.check_mount(self.root, name, self.guards(name))
-        changes = {"removed": {"old": name, "new": None}}
-        for guard, value in self.guards(name).items():
-            changes[guard] = {"old": value, "new": None}
+        changes = {"removed": {"old": name, "new": None}, **found}
         empty = self._empty_dirs(name) if purge else []
         if empty:
             changes["directories"] = {"old": empty, "new": []}
@@ -296,9 +296,9 @@ class Pools(Placing):
             if not changes:
                 return {}
             empty = changes.get("directories", {"old": []})["old"]
-            with self._unmade(empty), self._put_back(guards.PATH):
+            with self._unmade(empty), self._put_back(CONF, guards.PATH):
+                self.edit_conf(CONF, name)  # first: no pool is ever without its guards
                 self.edit_conf(guards.PATH, name)
-                self.edit_conf(CONF, name)
         return changes
 
 

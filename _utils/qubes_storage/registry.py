@@ -39,11 +39,11 @@ def load(root):
         return cached[1]
     held = _held(root)
     with held.handles:
-        if held.fd is not None:
+        found = None if held.fd is None else os.fstat(held.fd)
+        if found and (stamp is None or stamp[:2] == (found.st_dev, found.st_ino)):
             # Closing another descriptor of the file would drop our lock: read through this one.
-            found = os.fstat(held.fd)
             stamp, data = files.stamp_of(found), os.pread(held.fd, found.st_size, 0)
-        else:
+        else:  # no lock is held, or a save was interrupted once it had replaced the file
             data = files.read(root, PATH)
     if data is None:
         return None

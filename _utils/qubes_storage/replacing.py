@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 
-from qubes_storage import files, owning, trees
+from qubes_storage import files, owning
 
 
 class Unsynced(OSError):
@@ -25,7 +25,8 @@ def replace(dir_fd, name, data, mode=None, before_rename=None):
     returns True.
     """
     new = f".{name}.new"
-    trees.clear(dir_fd, new)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new, dir_fd=dir_fd)
     fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:
         old = files.exists(dir_fd, name)
@@ -53,6 +54,10 @@ def replace(dir_fd, name, data, mode=None, before_rename=None):
         unsynced = Unsynced(err.errno, err.strerror, name)
         unsynced.fd = fd
         raise unsynced from err
+    except BaseException:
+        if keep:
+            os.close(fd)  # and with it a lock that nobody would drop
+        raise
     return fd
 
 

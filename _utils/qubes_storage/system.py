@@ -165,19 +165,29 @@ class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal,
         else:
             conf.edit(section, options)
         if conf.dumps() != (data or b""):
-            os.close(files.make_dirs(self.root, os.path.dirname(path)))
-            with files.locate(self.root, path) as (fd, name), self._synced(path):
-                replacing.replace(fd, name, conf.dumps())
+            try:
+                os.close(files.make_dirs(self.root, os.path.dirname(path)))
+                with files.locate(self.root, path) as (fd, name), self._synced(path):
+                    replacing.replace(fd, name, conf.dumps())
+            except OSError as err:
+                raise StoragePoolException(
+                    f"pool {section}: {path}: cannot be saved: {err.strerror}; run as root, for it"
+                    " is written beside and renamed, or mend the disk; it is as it was"
+                ) from err
         return fresh
 
     @contextlib.contextmanager
-    def _put_back(self, path):
-        """Have a file be as it was if the body fails; the lock is held."""
-        before = files.read(self.root, path)
+    def _put_back(self, path, last=CONF):
+        """
+        Have a file be as it was if the body fails; the lock is held. Once the ``last`` one is
+        changed all is done, whatever interrupts it then.
+        """
+        before, stood = files.read(self.root, path), files.read(self.root, last)
         try:
             yield
         except BaseException:
-            if files.read(self.root, path) != before:
+            undo = files.read(self.root, last) == stood
+            if undo and files.read(self.root, path) != before:
                 with contextlib.suppress(OSError), files.locate(self.root, path) as (fd, name):
                     if before is None:
                         os.unlink(name, dir_fd=fd)

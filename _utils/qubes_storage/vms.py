@@ -193,7 +193,7 @@ class VMs(Planning, Comparing, Cloning):
             if attrs:
                 self.save_registry(registry.replaced(vm.entry, vm.entry.changed(**attrs)))
         except BaseException:
-            if "label" in changes:
+            if "label" in changes and self.get_vm(vm.name).label != attrs["label"]:
                 with contextlib.suppress(StoragePoolException):
                     self._set_icon(pool, vm, vm.label)
             raise

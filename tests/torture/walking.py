@@ -5,6 +5,7 @@ that what is left has to keep.
 
 import os
 import re
+import signal
 
 from qubes_storage import conf, guards, registry
 from qubes_storage.exc import StoragePoolException
@@ -60,6 +61,11 @@ class Walk:
         """The machine as it is once the run was killed at a call."""
         self.world.restore()
         strace.interrupt(self.act, call)
+
+    def interrupt(self, call):
+        """The machine as it is once Ctrl-C came at a call; returns how the run ended."""
+        self.world.restore()
+        return strace.at(self.act, call, _ctrl_c)
 
     def fail(self, call, error):
         """The same, for a call that failed; returns how the run ended."""
@@ -169,7 +175,6 @@ class Walk:
         elif _known(found) != _known(self.before):
             need("is done" in told or "is in " in told, told, difference(found, self.before))
 
-
     def check_told(self, ending, call):
         """An error is one of ours, and names what it is about, where on that disk, and the cure."""
         if not ending.error:
@@ -187,6 +192,11 @@ class Walk:
         """The disk of a path that an error tells, which is one of the machine's or of outside."""
         path = told if told.startswith(str(self.world.place)) else self.world.machine.path(told)
         return self.world.disk_of(os.fsencode(path))
+
+
+def _ctrl_c(pid):
+    os.kill(pid, signal.SIGINT)
+    return 0
 
 
 _PATH = re.compile(r"/[^\s:;,()]+")

@@ -7,6 +7,7 @@ through; then the same call is made again.
 
 import itertools
 import os
+import shutil
 import signal
 import sys
 
@@ -15,7 +16,10 @@ from qubes_storage import build, image, registry
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.vm import KERNEL_FILES
 
-from tests.r32.machine import LIB, XML, element
+from tests.r32.machine import LIB, element
+from tests.unit.test_drivers import disk
+
+__all__ = ["disk"]
 
 EVENTS = ("open", "os.", "fcntl.", "ctypes.dlsym")
 VMDIR = f"{LIB}/appvms/work"
@@ -222,9 +226,11 @@ def test_a_link_in_the_place_of_a_vm_is_taken_for_nothing_of_ours(scratch):
     assert machine.tree() == before
     machine.elements.append(element("QubesAppVm", "work", 2, template_qid="1"))
     machine.write_registry()
-    machine.connect().remove_vm("work", purge=True)
+    for verb in ("remove_vm", "vm_remove_diff"):
+        with pytest.raises(StoragePoolException, match="work is no directory that can be opened"):
+            getattr(machine.connect(), verb)("work", purge=True)
+    assert machine.path(VMDIR).is_symlink()
     assert image.measure(os.open(machine.path("/mnt/elsewhere"), os.O_RDONLY), "private.img")
-    assert machine.path(XML).exists()
 
 
 def test_images_that_a_dead_removal_set_aside_still_need_purge(scratch):
@@ -245,3 +251,24 @@ def test_a_registry_that_a_dead_run_did_not_rename_is_taken_away(scratch):
     machine.write(f"{LIB}/.qubes.xml.new", b"<Qub", 0o660)
     with machine.connect().locked():
         assert names(machine) == set()
+
+
+def test_a_directory_that_a_user_restored_in_the_place_of_a_dead_run_s_stays(disk):
+    """ext4 gives it the number of the inode that was deleted."""
+    machine = disk("ext4")
+    system = machine.connect()
+    system.add_pool("ssd", dir_path="/mnt/ssd/qubes")
+    place = machine.path("/mnt/ssd/qubes/appvms/work")
+    child = os.fork()
+    if not child:
+        system.save_registry = lambda registry: os.kill(os.getpid(), signal.SIGKILL)
+        system.create_vm("work", pool="ssd", **DECLARED)
+    os.waitpid(child, 0)
+    number = place.stat().st_ino
+    shutil.rmtree(place)
+    place.mkdir()
+    assert place.stat().st_ino == number
+    (place / "private.img").write_text("restored")
+    with pytest.raises(StoragePoolException, match="left alone"):
+        system.create_vm("work", pool="ssd", **DECLARED)
+    assert (place / "private.img").read_text() == "restored"

@@ -14,6 +14,7 @@ CONF = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
 GUARDS = "/etc/qubes/storage-guards.conf"
 VMDIR = f"{LIB}/appvms/work"
 EIO = "Input/output error"
+UNSAVED = "/etc/qubes/storage.conf: cannot be saved"
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
@@ -114,7 +115,7 @@ def test_a_vm_that_moved_is_told_to_have_moved_where_its_old_place_cannot_go(mac
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "unlink", fail)
-        with pytest.raises(StoragePoolException, match=f"is in /mnt/foo/.*taken away: {EIO}"):
+        with pytest.raises(StoragePoolException, match=f"is in /mnt/foo/.*deleted: {EIO}"):
             system.migrate_vm("work", "foo")
     assert system.list_vms()["work"]["pool"] == "foo"
     assert (left / "private.img").exists()
@@ -158,14 +159,14 @@ def test_a_pool_whose_section_cannot_be_written_keeps_its_guards(machine, failin
     system, broken = machine.connect(), [True]
     failing("fsync", lambda fd: broken and opened(fd).endswith("/.storage.conf.new"))
     before = machine.tree()
-    with pytest.raises(StoragePoolException, match=f"pool new: /etc/qubes: {EIO}"):
+    with pytest.raises(StoragePoolException, match=f"pool new: {UNSAVED}: {EIO}"):
         system.add_pool("new", dir_path="/mnt/new", min_free="1GiB")
     assert machine.tree() == before
     broken.clear()
     system.set_pool("foo", min_free="1GiB")
     text = machine.path(GUARDS).read_bytes()
     broken.append(True)
-    with pytest.raises(StoragePoolException, match=f"pool foo: /mnt/foo: {EIO}; mend it"):
+    with pytest.raises(StoragePoolException, match=f"pool foo: {UNSAVED}: {EIO}"):
         system.remove_pool("foo")
     assert machine.path(GUARDS).read_bytes() == text
     assert "foo" in system.list_pools()
@@ -177,7 +178,7 @@ def test_the_file_is_named_where_the_pool_cannot_be(machine, failing):
     conf = machine.path("/etc/qubes/storage.conf")
     conf.write_text(f"{CONF}[odd]\ndriver=nope\n")
     failing("fsync", lambda fd: opened(fd).endswith("/.storage.conf.new"))
-    with pytest.raises(StoragePoolException, match=f"pool odd: /etc/qubes/storage.conf: {EIO}"):
+    with pytest.raises(StoragePoolException, match=f"pool odd: {UNSAVED}: {EIO}"):
         machine.connect().remove_pool("odd")
     assert "[odd]" in conf.read_text()
 
