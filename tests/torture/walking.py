@@ -40,7 +40,7 @@ class Walk:
         self.images = images(world, self.registered)
         self.changes = self.act()
         self.after = world.tree()
-        self.kept = _sums(self.before) & _sums(self.after)
+        self.kept = sums(self.before) & sums(self.after)
         self.known = set(self._verify())
         renamed = dict([operation.renames] if operation.renames else ())
         there = vms(world)
@@ -101,7 +101,7 @@ class Walk:
             return
         if any(o.drops for o in operations) and any(o.verb for o in operations):
             return  # what one keeps as a revision, the other drops
-        lost = set.intersection(*(walk.kept for walk in walks)) - _sums(tree)
+        lost = set.intersection(*(walk.kept for walk in walks)) - sums(tree)
         need(not lost, "images are lost:", *(_where(self.before, each) for each in lost))
 
     def _check_vm(self, vm, there, walks, tree):
@@ -235,7 +235,7 @@ def _part(tree, beneath):
     return {path: entry for path, entry in tree.items() if path.startswith(f"root/{beneath}/")}
 
 
-def _sums(tree):
+def sums(tree):
     """The contents of the images in a tree."""
     return {entry[3] for path, entry in tree.items() if ".img" in path and len(entry[3]) == 64}
 
