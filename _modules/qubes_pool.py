@@ -211,8 +211,8 @@ def remove(name, purge=False):
         Name of the pool.
 
     purge : False
-        Also remove those of its directories that are empty; refused while ``require_mount`` is not
-        mounted.
+        Also remove those of its directories that are empty, but no link and no mount point; refused
+        while ``require_mount`` is not mounted.
 
     CLI Example:
 

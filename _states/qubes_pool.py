@@ -74,8 +74,8 @@ def absent(name, purge=False):
         Name of the pool.
 
     purge : False
-        Also remove those of its directories that are empty; refused while ``require_mount`` is not
-        mounted.
+        Also remove those of its directories that are empty, but no link and no mount point; refused
+        while ``require_mount`` is not mounted.
     """
     ret = {"name": name, "changes": {}, "result": True, "comment": f"Pool {name} is absent"}
     asked = {"absent": True, "purge": purge}

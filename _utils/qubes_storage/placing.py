@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 
 from qubes_storage import files, guards, owning, registry
 from qubes_storage.exc import OutOfStep, StoragePoolException
@@ -168,7 +169,10 @@ class Placing:
                 raise
 
     def _empty_dirs(self, name):
-        """The directories of a pool that hold nothing, the innermost first."""
+        """
+        The directories of a pool that hold nothing, the innermost first; a link and a mount point
+        are left out, for they are the user's.
+        """
         try:
             pool = self.get_pool(name)
             fd = pool.open()
@@ -178,11 +182,20 @@ class Placing:
             names = set(os.listdir(fd))
             found = []
             for subdir in SUBDIRS:
-                if subdir in names and _is_empty(fd, subdir):
-                    found.append(os.path.join(pool.dir_path, subdir))
-            if len(found) == len(names):
+                path = os.path.join(pool.dir_path, subdir)
+                if _is_empty(fd, subdir) and not files.is_mount(self.root, path):
+                    found.append(path)
+            if len(found) == len(names) and self._is_own_dir(pool.dir_path):
                 found.append(pool.dir_path)
         return found
+
+    def _is_own_dir(self, path):
+        """Whether a path is that of a directory, and neither of a link nor of a mount point."""
+        parent, name = os.path.split(path.rstrip("/"))
+        with files.closing(files.open_dir(self.root, parent)) as fd:
+            found = files.exists(fd, name)
+        directory = found is not None and stat.S_ISDIR(found.st_mode)
+        return directory and not files.is_mount(self.root, path)
 
     def _rmdir(self, path):
         parent, name = os.path.split(path.rstrip("/"))

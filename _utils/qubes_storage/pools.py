@@ -286,8 +286,8 @@ class Pools(Placing):
         """
         Remove a pool from storage.conf; images are never deleted.
 
-        ``purge`` removes those of its directories that are empty. Returns the changes, ``{}`` for a
-        pool that is not there.
+        ``purge`` removes those of its directories that are empty, but no link and no mount point.
+        Returns the changes, ``{}`` for a pool that is not there.
         """
         if not self.pool_remove_diff(name, purge):
             return {}

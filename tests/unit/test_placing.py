@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ import qubes_storage
 from qubes_storage.exc import StoragePoolException
 
 from tests.r32.machine import SUBDIRS
+from tests.unit.test_image import mount
 
 CONF = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
 
@@ -71,6 +73,31 @@ def test_what_is_no_directory_of_a_pool_stays(machine):
     gone = ["/mnt/foo/servicevms", "/mnt/foo/vm-templates"]
     assert sorted(changes["directories"]["old"]) == gone
     assert os.listdir(machine.path("/mnt/foo")) == ["appvms"]
+
+
+@pytest.mark.parametrize("place", ["link", "mount", "subdirectory"])
+def test_purge_leaves_a_link_and_a_mount_point_to_the_user(machine, place):
+    directory = kept = machine.path("/mnt/foo")
+    mounted = {"mount": directory, "subdirectory": directory / "appvms"}.get(place)
+    if place == "link":
+        kept = directory.rename(machine.path("/mnt/real"))
+        directory.symlink_to("/mnt/real")
+    else:
+        mount("tmpfs", mounted)
+    try:
+        system = machine.connect()
+        system.set_pool("foo")
+        changes = system.pool_remove_diff("foo", purge=True)
+        assert system.remove_pool("foo", purge=True) == changes
+        assert system.remove_pool("foo", purge=True) == {}
+        left = [mounted.name] if place == "subdirectory" else []
+        assert os.listdir(kept) == left
+        assert directory.is_symlink() is (place == "link")
+        gone = [f"/mnt/foo/{name}" for name in SUBDIRS if name not in left]
+        assert changes["directories"]["old"] == gone
+    finally:
+        if mounted:
+            subprocess.run(["umount", mounted], check=True)
 
 
 def test_the_directories_come_back_with_the_pool_that_could_not_be_removed(machine, monkeypatch):
