@@ -235,13 +235,17 @@ class Pools(Placing):
             if not exists:
                 stale = set(self.guards(name)) - set(guarded)
                 guarded.update(dict.fromkeys(stale))
-            with self._made(pool), self._put_back(guards.PATH):
+            first = pool
+            if name != "default" and files.read(self.root, CONF) is None:
+                # Its first version has that pool too, whose directories are there before it is.
+                first = make_pool("default", {"driver": "xen"}, self.root)
+            with self._made(first), self._made(pool), self._put_back(guards.PATH):
                 self._check_mount(name, exists, declared)  # the directories were made just now
                 self._check_setup(pool, True)
                 if guarded:
                     self.edit_conf(guards.PATH, name, guarded)
-                if options and self.edit_conf(CONF, name, options) and name != "default":
-                    self.get_pool("default").create()
+                if options:
+                    self.edit_conf(CONF, name, options)
         return changes
 
     def _check_exists(self, name, exists):

@@ -10,7 +10,8 @@ import pytest
 import qubes_storage
 from qubes_storage.exc import StoragePoolException
 
-from tests.r32.machine import SUBDIRS
+from tests.r32.machine import LIB, SUBDIRS
+from tests.unit.test_build import kill_at, steps
 from tests.unit.test_image import mount
 
 CONF = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
@@ -133,3 +134,55 @@ def test_where_no_more_files_can_be_opened_a_place_is_not_made_up():
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert system._real("/none/such") == "/none/such"
+
+
+@pytest.fixture
+def fresh(scratch):
+    """A machine without storage.conf, where the default pool's directories are not there."""
+    made = scratch(None)
+    made.path(f"{LIB}/appvms").rmdir()
+    made.path(f"{LIB}/servicevms").rmdir()
+    return made
+
+
+def test_the_first_pool_is_not_written_down_where_the_default_ones_directories_cannot_be_made(
+    fresh, monkeypatch
+):
+    def fail(name, *args, **kwargs):
+        if name == ".servicevms.new":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(name, *args, **kwargs)
+
+    mkdir, before = os.mkdir, fresh.tree()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", fail)
+        with pytest.raises(StoragePoolException, match="pool default: cannot make .*No space left"):
+            fresh.connect().add_pool("foo", dir_path="/mnt/foo", min_free="1MiB")
+    assert fresh.tree() == before
+    assert "created" in fresh.connect().add_pool("foo", dir_path="/mnt/foo", min_free="1MiB")
+    check_first(fresh)
+
+
+def check_first(machine):
+    system = machine.connect()
+    assert system.pool_diff("foo", dir_path="/mnt/foo", min_free="1MiB") == {}
+    assert list(system.list_pools()) == ["default", "foo"]
+    assert set(SUBDIRS) <= set(os.listdir(machine.path(LIB)))
+    assert set(SUBDIRS) == set(os.listdir(machine.path("/mnt/foo")))
+
+
+def test_the_first_pool_that_died_anywhere_twice_is_whole_after_the_next_run(scratch):
+    def add():
+        system = machine.connect()
+        if system.pool_diff("foo", dir_path="/mnt/foo", min_free="1MiB"):
+            system.add_pool("foo", dir_path="/mnt/foo", min_free="1MiB")
+
+    for number in steps(3):
+        machine = scratch(None)
+        machine.path(f"{LIB}/appvms").rmdir()
+        through = kill_at(number, add)
+        kill_at(number // 2, add)
+        add()
+        check_first(machine)
+        if through:
+            break
