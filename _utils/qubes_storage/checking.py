@@ -6,7 +6,7 @@ import os
 import stat
 
 from qubes_storage import build, files, image, mending, owning, trees
-from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.values import format_size
 from qubes_storage.vm import IMAGES, KERNEL_FILES, KERNELS, volatile_size
@@ -207,7 +207,7 @@ class Checking:
             with files.closing(self._open_vm(vm, pool)) as fd:
                 yield fd
         except OSError as err:
-            raise StoragePoolException(
+            raise OutOfStep(
                 f"VM {vm.name}: {pool.vmdir(vm)}: {err.strerror}; mend it and try again"
                 f"{mending.left_behind(pool, vm)}"
             ) from err

@@ -121,7 +121,8 @@ class Cloning:
         with self._writing(source, pool) as fd:
             if image.measure(fd, "icon.png"):  # one of the user's own
                 names.append("icon.png")
-        plan.takes = transfer.Take(pool, source, names=tuple(names))
+            plan.takes = transfer.Take(pool, source, names=tuple(names))
+            transfer.check(plan.takes, plan.pool)
         plan.texts = self._rules_elsewhere(source)
 
     def _plan_import(self, plan, path, moved, size):

@@ -44,6 +44,8 @@ class Comparing:
             raise self._root_is_templates(vm.name, vm.template)
         if small:
             self.check_growth(self.get_pool(pool) if moves else place)
+            if not left:
+                self._check_grow(place, vm, small)
             old = {volume: there[volume][0] for volume in small}
             changes["volumes"] = {"old": old, "new": small}
         return changes

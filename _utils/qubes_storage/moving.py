@@ -112,6 +112,9 @@ class Moving:
         self._check_all_halted(vm)
         self.check_growth(target, self._to_copy(vm, source, target))
         build.check_vacant(target, moved)
+        if not mending.unfinished(source, vm):  # else its files may lie in two places, till then
+            with self._writing(vm, source):
+                transfer.check(transfer.Take(source, vm), target)
 
     @staticmethod
     def _links(source, target):

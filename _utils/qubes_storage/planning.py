@@ -1,7 +1,6 @@
 """What a declared VM needs: validated, compared with what there is, and planned."""
 
 import os
-import stat
 
 from qubes_storage import build, files, image
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
@@ -249,21 +248,17 @@ class Planning:
         return True, version
 
     def _check_kernels(self, vm, version):
-        try:
-            with files.closing(build.open_kernels(self.root, version)) as fd:
-                there = [
-                    name
-                    for name in KERNEL_FILES
-                    if (found := files.exists(fd, name)) and stat.S_ISREG(found.st_mode)
-                ]
-        except OSError:
-            there = []
-        path = os.path.join(KERNELS, version)
-        lacking = [os.path.join(path, n) for n in KERNEL_FILES if n not in there]
-        if lacking:
+        wrong = []
+        for name in KERNEL_FILES:
+            try:
+                with files.closing(build.open_kernels(self.root, version)) as fd:
+                    os.close(image.open_image(files.at(fd, name)))
+            except OSError as err:
+                wrong.append(f"{os.path.join(KERNELS, version, name)}: {err.strerror}")
+        if wrong:
             raise StoragePoolException(
-                f"VM {vm.name}: {', '.join(lacking)} is not there to be copied; install that kernel"
-                " or set another default_kernel"
+                f"VM {vm.name}: {', '.join(wrong)}; install that kernel or set another"
+                " default_kernel"
             )
 
     def _needed(self, plan):

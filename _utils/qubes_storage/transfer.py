@@ -36,23 +36,63 @@ class Take:
 
 def take(wanted, pool, target):
     """Take what is wanted into the open directory ``target`` of a pool."""
+    with _opened(wanted) as fd:
+        for name in _names(wanted, pool, fd):
+            _take(wanted, pool, fd, name, target, wanted.renamed.get(name, name))
+        if wanted.keep:
+            _dress(target, os.fstat(fd))
+
+
+def check(wanted, pool):
+    """Raise what :py:func:`take` would of what cannot be taken into a pool; nothing is written."""
+    with _opened(wanted) as fd:
+        for name in _names(wanted, pool, fd):
+            _check(wanted, fd, name)
+
+
+@contextlib.contextmanager
+def _opened(wanted):
     fd = wanted.pool.open_vm(wanted.vm)
     if fd is None:
         path = wanted.pool.vmdir(wanted.vm)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     with files.closing(fd):
-        for name in sorted(os.listdir(fd)):
-            if wanted.pool.owns(name) and not pool.owns(name):
-                continue  # a revision is nothing to a driver that keeps none
-            if wanted.names is None or name in wanted.names:
-                _take(wanted, pool, fd, name, target, wanted.renamed.get(name, name))
-        if wanted.keep:
-            _dress(target, os.fstat(fd))
+        yield fd
+
+
+def _names(wanted, pool, fd):
+    for name in sorted(os.listdir(fd)):
+        if wanted.pool.owns(name) and not pool.owns(name):
+            continue  # a revision is nothing to a driver that keeps none
+        if wanted.names is None or name in wanted.names:
+            yield name
+
+
+def _check(wanted, fd, name, depth=0):
+    found = _look(wanted, fd, name, depth)
+    if stat.S_ISDIR(found.st_mode):
+        with files.closing(files.open_subdir(fd, name)) as source:
+            for entry in sorted(os.listdir(source)):
+                _check(wanted, source, entry, depth + 1)
+    elif stat.S_ISREG(found.st_mode):
+        with image.pinned(files.at(fd, name)):
+            pass
+
+
+def _look(wanted, fd, name, depth):
+    """The lstat of what can be taken."""
+    trees.check_depth(depth, name, trees.MAX_COPIED)
+    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    if not any(kind(found.st_mode) for kind in (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)):
+        path = os.path.join(wanted.pool.vmdir(wanted.vm), name)
+        raise StoragePoolException(
+            f"VM {wanted.vm.name}: {path} is no file, directory or link; take it away"
+        )
+    return found
 
 
 def _take(wanted, pool, fd, name, target, new, depth=0):
-    trees.check_depth(depth, name, trees.MAX_COPIED)
-    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    found = _look(wanted, fd, name, depth)
     if stat.S_ISLNK(found.st_mode):
         os.symlink(os.readlink(name, dir_fd=fd), new, dir_fd=target)
         if found.st_uid != os.geteuid():  # a link of root's counts where others may write
@@ -68,11 +108,6 @@ def _take(wanted, pool, fd, name, target, new, depth=0):
             if wanted.keep:
                 _dress(made, found)
             os.fsync(made)
-    elif not stat.S_ISREG(found.st_mode):
-        path = os.path.join(wanted.pool.vmdir(wanted.vm), name)
-        raise StoragePoolException(
-            f"VM {wanted.vm.name}: {path} is no file, directory or link; take it away"
-        )
     else:
         with image.pinned(files.at(fd, name), also=target) as (pin, _):
             if not (wanted.link and link(pin, new, target)):

@@ -232,13 +232,20 @@ class VMs(Planning, Comparing, Cloning):
                 os.symlink(ICONS.format(label), name, dir_fd=new)
                 os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)
 
+    def _check_grow(self, pool, vm, volumes):
+        """Refuse images that cannot be opened to grow, before any does."""
+        with self._writing(vm, pool) as fd:
+            for volume in volumes:
+                for path in _paths(fd, volume):
+                    with image.pinned(path):
+                        pass
+
     def _grow(self, pool, vm, volume, size):
         path = os.path.join(pool.vmdir(vm), IMAGES[volume])
         try:
             with files.closing(self._open_vm(vm, pool)) as fd:
-                if volume == "root" and image.measure(fd, IMAGES["root-cow"]):
-                    pool.resize_image(files.at(fd, IMAGES["root-cow"]), size)
-                pool.resize_image(files.at(fd, IMAGES[volume]), size)
+                for each in _paths(fd, volume):
+                    pool.resize_image(each, size)
                 image.tell_loops(files.at(fd, IMAGES[volume]))
         except OSError as err:
             raise StoragePoolException(
@@ -254,3 +261,10 @@ class VMs(Planning, Comparing, Cloning):
         if needed or kept.get("min_free"):
             free = pool.usage()["free"]
             guards.check_free(pool.name, kept, free, needed, pool.dir_path)
+
+
+def _paths(fd, volume):
+    """The images in an open directory that grow with one, and then that."""
+    if volume == "root" and image.measure(fd, IMAGES["root-cow"]):
+        yield files.at(fd, IMAGES["root-cow"])
+    yield files.at(fd, IMAGES[volume])

@@ -127,6 +127,16 @@ def test_what_cannot_be_cloned_is_refused_and_nothing_changes(machine):
     assert error.value.waits_for == [("VM", "nope"), ("pool", "none-such")]
 
 
+def test_what_cannot_be_taken_along_is_told_beforehand(machine):
+    os.link(machine.path(f"{VMDIR}/apps.templates/a"), machine.path("/mnt/a"))
+    system = machine.connect()
+    for call in (
+        lambda: system.vm_diff("play", clone_from="work"),
+        lambda: system.clone_vm("work", "play"),
+    ):
+        refused(machine, call, "VM work: .*: a has a name elsewhere too")
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file of the caller's, a root image."""

@@ -10,10 +10,12 @@ from qubes_storage.exc import StoragePoolException
 from tests.r32.machine import GID, LIB, USER
 from tests.unit.test_files import as_user
 from tests.unit.test_image import mount
+from tests.unit.test_moving import content
 
 CONF = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
 SHARED = 12345  # a group that is not that of the directories
-OLD, NEW = f"{LIB}/appvms/work", "/mnt/foo/appvms/work"
+APPVMS = f"{LIB}/appvms"
+OLD, NEW = f"{APPVMS}/work", "/mnt/foo/appvms/work"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount or be another user")
 
 
@@ -89,6 +91,43 @@ def test_a_vm_that_goes_while_it_is_to_move_stays_in_the_registry_as_it_was(mach
     assert machine.xml == text
     away.rename(machine.path(OLD))
     holds(machine, OLD)
+
+
+def pipe(place):
+    (place / "apps").mkdir()
+    os.mkfifo(place / "apps/pipe")
+
+
+def twice(place):
+    os.link(place / "private.img", place.parent / "other")
+
+
+def deep(place):
+    for _ in range(70):
+        place /= "deep"
+    place.mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("plant", "why"),
+    [
+        (pipe, "no file, directory or link; take it away"),
+        (twice, "private.img has a name elsewhere too"),
+        (deep, "deep lies more than 64 directories deep"),
+    ],
+)
+def test_what_cannot_move_is_told_beforehand(machine, plant, why):
+    plant(machine.path(OLD))
+    system, before = machine.connect(), (content(machine, APPVMS), machine.xml)
+    for call in (
+        lambda: system.vm_diff("work", pool="foo", migrate=True),
+        lambda: system.migrate_vm("work", "foo"),
+        lambda: system.migrate_vm("work", "foo", keep=True),
+    ):
+        with pytest.raises(StoragePoolException, match=f"VM work: .*{why}"):
+            call()
+        assert (content(machine, APPVMS), machine.xml) == before
+        assert os.listdir(machine.path("/mnt/foo/appvms")) == []
 
 
 def test_a_disk_that_refuses_a_second_name_leaves_the_vm_where_it_was(machine, monkeypatch):

@@ -76,8 +76,20 @@ def test_a_kernel_that_is_not_there_is_named_file_by_file(machine):
     refused(
         machine,
         lambda: system.create_vm("vm", klass="StandaloneVM", template="fedora-23"),
-        f"{KERNEL}/vmlinuz, .*{KERNEL}/initramfs.* is not there to be copied",
+        f"{KERNEL}/vmlinuz: No such file.*{KERNEL}/initramfs: No such file.*; install that kernel",
     )
+
+
+def test_a_kernel_that_lies_elsewhere_too_is_told_beforehand(machine):
+    kernel = machine.path(f"{LIB}/vm-kernels/{KERNEL}/modules.img")
+    os.link(kernel, machine.path("/mnt/modules.copy"))
+    system = machine.connect()
+    for verb in (system.vm_diff, system.create_vm):
+        refused(
+            machine,
+            lambda: verb("vm", klass="TemplateVM"),  # noqa: B023
+            f"{KERNEL}/modules.img: modules.img has a name elsewhere too: put a copy in its place",
+        )
 
 
 def test_a_pool_that_cannot_be_is_told_and_is_not_waited_for(machine):
@@ -120,6 +132,25 @@ def test_a_label_needs_no_directory_where_a_run_died_in_a_removal(machine):
     system = machine.connect()
     assert set(system.set_vm("gone", label="blue")) == {"label", "unfinished"}
     assert os.readlink(machine.path(f"{LIB}/appvms/gone/icon.png")).endswith("appvm-blue.png")
+
+
+def test_an_image_that_lies_elsewhere_too_is_told_before_it_is_to_grow(machine):
+    system = machine.connect()
+    system.create_vm("t", klass="TemplateVM")
+    for name, volume, filename in (
+        ("work", "private", "appvms/work/private.img"),
+        ("t", "root", "vm-templates/t/root-cow.img"),
+    ):
+        os.link(machine.path(f"{LIB}/{filename}"), machine.path(f"/mnt/{volume}"))
+        declared = {"volumes": {volume: "30GiB"}}
+        for verb in (system.vm_diff, system.set_vm):
+            refused(
+                machine,
+                lambda: verb(name, **declared),  # noqa: B023
+                f"VM {name}: .*: {os.path.basename(filename)} has a name elsewhere too",
+            )
+        machine.path(f"/mnt/{volume}").unlink()
+        assert set(system.set_vm(name, **declared)) == {"volumes"}
 
 
 def test_growing_mends_first_what_a_dead_run_left(machine):
