@@ -9,7 +9,7 @@ from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 class Comparing:
     """The part of :py:class:`~qubes_storage.system.System` that compares VMs."""
 
-    def _compare_vm(self, vm, klass, template, label, pool, sizes, migrate):
+    def _compare_vm(self, vm, klass, template, label, pool, sizes, migrate, keep):
         if vm.klass.name == "AdminVM":
             raise InvalidInput("VM dom0: is not made of images; declare other VMs")
         if klass not in (None, vm.klass.name):
@@ -32,7 +32,7 @@ class Comparing:
             changes["unfinished"] = {"old": left, "new": None}
         there = self._check_images(vm, place, left)
         if moves:
-            self.check_move(vm, pool)
+            self.check_move(vm, pool, keep)
             changes["pool"] = {"old": vm.pool, "new": pool}
         if label not in (None, vm.label):
             changes["label"] = {"old": vm.label, "new": label}

@@ -23,7 +23,9 @@ _WATCHED_CHUNK = 1 << 26
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Filesystems on which FICLONE shares blocks; asked when nothing may be written to try it out.
-_SHARING = {"btrfs", "xfs", "bcachefs", "ocfs2", "zfs"}
+_SHARING = {"btrfs", "bcachefs", "ocfs2", "zfs"}
+# xfs does if it was made so: its geometry (XFS_IOC_FSGEOMETRY_V4) has flags at that offset.
+_XFS_GEOMETRY, _XFS_FLAGS, _XFS_REFLINK = 0x8070587C, 92, 1 << 20
 watch = None  # called with (path, bytes copied, bytes to copy) while a copy goes on, if it is set
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EBADF}
 
@@ -179,8 +181,13 @@ def filesystem(fd):
 
 
 def shares_blocks(fd):
-    """Whether copies on the filesystem of an open directory share blocks, judged by its type."""
-    return filesystem(fd) in _SHARING
+    """Whether copies on the filesystem of an open directory share blocks; nothing is written."""
+    kind = filesystem(fd)
+    if kind != "xfs":
+        return kind in _SHARING
+    geometry = bytearray(_XFS_GEOMETRY >> 16 & 0x3FFF)
+    fcntl.ioctl(fd, _XFS_GEOMETRY, geometry)
+    return bool(struct.unpack_from("=I", geometry, _XFS_FLAGS)[0] & _XFS_REFLINK)
 
 
 def can_share(fd):

@@ -103,14 +103,14 @@ class Moving:
                 if volumes is None or volume in volumes:
                     self._check_halted(vm, fd, filename)
 
-    def check_move(self, vm, pool):
-        """Refuse to move a VM to another pool where it cannot be done."""
+    def check_move(self, vm, pool, keep):
+        """Refuse to move a VM to another pool where it cannot be done; ``keep`` copies it."""
         self._check_own_directory(vm)
         moved = copy.copy(vm)
         moved.pool = pool
         source, target = self.pool_of(vm), self.pool_of(moved)
         self._check_all_halted(vm)
-        self.check_growth(target, self._to_copy(vm, source, target))
+        self.check_growth(target, self._to_copy(vm, source, target, keep))
         build.check_vacant(target, moved)
         if not mending.unfinished(source, vm):  # else its files may lie in two places, till then
             with self._writing(vm, source):
@@ -121,15 +121,14 @@ class Moving:
         """Whether the images of one pool are as good in another."""
         return type(source) is type(target)
 
-    def _to_copy(self, vm, source, target):
+    def _to_copy(self, vm, source, target, keep):
         """The bytes that a move writes."""
         fd = source.open_vm(vm)
         if fd is None:
             return 0
         with files.closing(fd), files.closing(target.open()) as there:
-            if image.device(fd) == image.device(there) and (
-                self._links(source, target) or image.shares_blocks(there)
-            ):
+            links = self._links(source, target) and not keep
+            if image.device(fd) == image.device(there) and (links or image.shares_blocks(there)):
                 return 0
             return trees.tree_size(fd, ".")
 

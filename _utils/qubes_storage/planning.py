@@ -70,6 +70,7 @@ class Planning:
         migrate=False,
         create_only=False,
         standalone=False,
+        keep=False,
     ):
         """
         ``(changes, plan)``: what differs from what is declared, and for a new VM what to make.
@@ -77,6 +78,8 @@ class Planning:
         ``create_only`` leaves a VM that is there as it is, whatever it is.
 
         ``standalone`` makes a NetVM or ProxyVM with a root of its own, copied from ``template``.
+
+        ``keep`` is that of a move, which then copies what it could have linked.
         """
         brought = [v for v in (clone_from, root_copy_from, root_move_from) if v is not None]
         if len(brought) > 1:
@@ -100,7 +103,7 @@ class Planning:
             return self._plan_new(name, klass, template, label, pool, sizes, standalone, outside)
         if standalone:
             template = None  # what its root was copied from matters at creation only
-        return self._compare_vm(vm, klass, template, label, pool, sizes, migrate), None
+        return self._compare_vm(vm, klass, template, label, pool, sizes, migrate, keep), None
 
     def _template(self, name, klass, template):
         """The template VM that a class can run on."""

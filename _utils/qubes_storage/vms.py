@@ -161,7 +161,7 @@ class VMs(Planning, Comparing, Cloning):
         self.get_vm(name)
         with self.locked("VM", name):
             vm = self.get_vm(name)
-            changes, _ = self.plan(name, **declared)
+            changes, _ = self.plan(name, keep=keep, **declared)
             pool = self.pool_of(vm)
             if "unfinished" in changes:
                 mending.mend(pool, vm, True)

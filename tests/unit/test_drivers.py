@@ -20,14 +20,14 @@ OLD = re.compile(r"\d+@\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 @pytest.fixture
 def disk(scratch, tmp_path_factory):
-    """``disk(kind)``: a machine with a filesystem of a kind at /mnt/ssd."""
+    """``disk(kind)``: a machine with a filesystem of a kind at /mnt/ssd, made with options."""
     mounted = []
 
-    def make(kind):
+    def make(kind, *options):
         machine = scratch()
         place = tmp_path_factory.mktemp(kind) / "mnt"
         place.mkdir()
-        mount(kind, place)
+        mount(kind, place, options=options)
         mounted.append(place)
         inside = machine.mkdir("/mnt/ssd")
         subprocess.run(["mount", "--bind", place, inside], check=True)
@@ -199,3 +199,38 @@ def test_btrfs_refuses_another_filesystem(disk):
     for verb in (machine.connect().pool_diff, machine.connect().add_pool):
         with pytest.raises(StoragePoolException, match="lies on xfs, not on btrfs; mount btrfs"):
             verb("ssd", driver="btrfs", dir_path="/mnt/ssd/qubes")
+
+
+def nearly_full(system, machine, pool):
+    """Have VM work hold 64 MiB that do not fit into a pool beside what it is to keep free."""
+    with open(machine.path(IMG), "r+b") as file:
+        file.write(os.urandom(64 * MIB))
+        os.fsync(file.fileno())
+    free = system.pool_info(pool)["free"]
+    system.set_pool(pool, min_free=free - 32 * MIB)
+
+
+def test_a_move_that_keeps_the_old_copy_needs_room_for_another(disk):
+    machine = disk("ext4")
+    system = pool_with_vm(machine, "xen")
+    system.add_pool("near", dir_path="/mnt/ssd/near")
+    nearly_full(system, machine, "near")
+    with pytest.raises(StoragePoolException, match="pool near: .* are needed and min_free keeps"):
+        system.migrate_vm("work", "near", keep=True)
+    assert system.vm_info("work")["pool"] == "ssd"
+    assert set(system.migrate_vm("work", "near")) == {"pool"}
+
+
+def test_on_xfs_that_shares_no_blocks_copies_need_room_and_test_mode_tells(disk):
+    machine = disk("xfs", "-m", "reflink=0")
+    system = pool_with_vm(machine, "xen")
+    nearly_full(system, machine, "ssd")
+    for call in (
+        lambda: system.vm_diff("play", clone_from="work", pool="ssd"),
+        lambda: system.clone_vm("work", "play", "ssd"),
+    ):
+        with pytest.raises(StoragePoolException, match="pool ssd: .* are needed and min_free"):
+            call()
+    for call in (system.pool_diff, system.add_pool):
+        with pytest.raises(StoragePoolException, match="pool two: .*xfs, which shares no blocks"):
+            call("two", driver="reflink", dir_path="/mnt/ssd/two")

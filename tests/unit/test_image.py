@@ -19,8 +19,11 @@ FILESYSTEMS = {
 }
 
 
-def mount(kind, place, size=512 * MIB):
-    """Mount a fresh filesystem of ``size`` bytes at a place, or skip with the reason."""
+def mount(kind, place, size=512 * MIB, options=()):
+    """
+    Mount a fresh filesystem of ``size`` bytes at a place, made with ``options``, or skip with the
+    reason.
+    """
     if os.geteuid():
         pytest.skip("only root can mount")
     if kind == "tmpfs":
@@ -32,7 +35,7 @@ def mount(kind, place, size=512 * MIB):
         disk = f"{place}.disk"
         with open(disk, "wb") as file:
             file.truncate(size)
-        subprocess.run([*make, disk], check=True, capture_output=True)
+        subprocess.run([*make, *options, disk], check=True, capture_output=True)
         command = ["mount", "-o", "loop", disk, place]
     if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip(f"{kind} cannot be mounted here")
@@ -108,6 +111,17 @@ def test_blocks_are_shared_where_the_filesystem_can(mounted, place):
         os.sync()
         taken = free - os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
     assert (taken < 8 * MIB) is (kind in ("btrfs", "xfs"))
+
+
+def test_xfs_that_was_made_to_share_no_blocks_is_known_without_a_try(tmp_path):
+    (tmp_path / "xfs").mkdir()
+    mount("xfs", tmp_path / "xfs", options=["-m", "reflink=0"])
+    try:
+        with files.closing(os.open(tmp_path / "xfs", os.O_RDONLY)) as fd:
+            assert image.filesystem(fd) == "xfs"
+            assert image.shares_blocks(fd) is image.can_share(fd) is False
+    finally:
+        subprocess.run(["umount", tmp_path / "xfs"], check=True)
 
 
 def test_a_clone_to_another_filesystem_keeps_holes(place, tmp_path):
