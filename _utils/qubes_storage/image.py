@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import struct
 
@@ -26,6 +27,7 @@ _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHARING = {"btrfs", "bcachefs", "ocfs2", "zfs"}
 # xfs does if it was made so: its geometry (XFS_IOC_FSGEOMETRY_V4) has flags at that offset.
 _XFS_GEOMETRY, _XFS_FLAGS, _XFS_REFLINK = 0x8070587C, 92, 1 << 20
+_ESCAPED = re.compile(r"\\(\d{3})")  # a character of a path in the mount table
 watch = None  # called with (path, bytes copied, bytes to copy) while a copy goes on, if it is set
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EBADF}
 
@@ -174,7 +176,7 @@ def filesystem(fd):
             if fields[2] == wanted:
                 return kind
             # btrfs shows another device number for each subvolume: the longest mount point it is
-            point = fields[4].rstrip("/") + "/"
+            point = _ESCAPED.sub(lambda char: chr(int(char[1], 8)), fields[4]).rstrip("/") + "/"
             if real.startswith(point) and len(point) >= len(best[0]):
                 best = (point, kind)
     return best[1]

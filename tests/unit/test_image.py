@@ -124,6 +124,21 @@ def test_xfs_that_was_made_to_share_no_blocks_is_known_without_a_try(tmp_path):
         subprocess.run(["umount", tmp_path / "xfs"], check=True)
 
 
+def test_a_filesystem_is_known_whatever_its_mount_point_is_called(tmp_path):
+    place = tmp_path / "my\n\\040\tdisk"
+    place.mkdir()
+    mount("btrfs", place)
+    try:
+        image_dir = place / "vm"
+        with files.closing(os.open(place, os.O_RDONLY)) as fd:
+            image.create_subvolume(fd, "vm")
+        with files.closing(os.open(image_dir, os.O_RDONLY)) as fd:
+            assert image.filesystem(fd) == "btrfs"
+            assert image.shares_blocks(fd)
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 def test_a_clone_to_another_filesystem_keeps_holes(place, tmp_path):
     write(place / "source", PARTS["middle"])
     clone(place / "source", tmp_path / "target")
