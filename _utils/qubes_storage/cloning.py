@@ -75,9 +75,8 @@ class Cloning:
         plan = Plan(vm, place)
         left = self._all_left(name)
         self._check_images(source, self.pool_of(source), [])
-        # Its root may be in use by the VMs that run on it, which only read it.
-        self._check_all_halted(source, ("private",) if source.klass.is_template else None)
         self._plan_copies(plan, source, sizes)
+        self._check_copied(plan)
         plan.attrs = clone_attrs(source, self.registry().get("default_netvm"))
         self.check_growth(place, self._needed(plan))
         build.check_vacant(place, vm)

@@ -146,6 +146,7 @@ class Planning:
         plan = Plan(vm, place)
         left = self._all_left(name)
         self._plan_images(plan, source, sizes)
+        self._check_copied(plan)
         if outside[0] is not None:
             self._plan_import(plan, *outside, sizes.get("root", 0))
         plan.has_kernel, kernels = self._kernels(vm, registry)
@@ -236,6 +237,12 @@ class Planning:
                 " is not there; bring it back, or take another template"
             )
         return there[0], source
+
+    def _check_copied(self, plan):
+        """Refuse images to copy that are in use; those who run on a template only read its root."""
+        copied = (wanted.source for wanted in plan.images if isinstance(wanted.source, Source))
+        for vm in {source.vm.name: source.vm for source in copied}.values():
+            self._check_all_halted(vm, ("private",) if vm.klass.is_template else None)
 
     def _kernels(self, vm, registry):
         """``(whether there is a kernel, the version to copy)``."""

@@ -144,6 +144,7 @@ class VMs(Planning, Comparing, Cloning):
             entry = entry.changed(**plan.attrs).changed(**attrs)
             defaults = vm.defaults(registry, entry.attrs["qid"])
             with build.built(plan):
+                self._check_copied(plan)  # it may have been started while it was copied
                 self.save_registry(registry.added(entry).copy(attrs=defaults))
         return changes
 

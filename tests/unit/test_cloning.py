@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -135,6 +136,60 @@ def test_what_cannot_be_taken_along_is_told_beforehand(machine):
         lambda: system.clone_vm("work", "play"),
     ):
         refused(machine, call, "VM work: .*: a has a name elsewhere too")
+
+
+@pytest.fixture
+def start(machine):
+    """``start(image)``: have a loop device over an image, as a VM that runs has; returns it."""
+    started = []
+
+    def attach(path):
+        done = subprocess.run(
+            ["losetup", "--find", "--show", machine.path(path)],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            pytest.skip(f"no loop device: {done.stderr}")
+        started.append(done.stdout.strip())
+        return started[-1]
+
+    yield attach
+    for device in started:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+FROM_TEMPLATE = {"klass": "StandaloneVM", "template": "fedora-23"}
+
+
+@pytest.mark.parametrize(
+    "declared", [FROM_TEMPLATE, {"template": "fedora-23"}, {"clone_from": "fedora-23"}]
+)
+def test_a_template_that_runs_is_not_copied_and_one_that_is_run_on_is(machine, start, declared):
+    system = machine.connect()
+    start(f"{LIB}/vm-templates/fedora-23/root.img")
+    assert "created" in system.vm_diff("new", **declared)
+    device = start(f"{LIB}/vm-templates/fedora-23/private.img")
+    for verb in (system.vm_diff, system.create_vm):
+        refused(machine, lambda: verb("new", **declared), f"is in use by {device}; shut the VM")  # noqa: B023
+
+
+@pytest.mark.parametrize("declared", [FROM_TEMPLATE, {"clone_from": "work"}])
+def test_a_copy_of_what_was_started_meanwhile_goes(machine, start, monkeypatch, declared):
+    source = f"{VMDIR}/private.img"
+    if "template" in declared:
+        source = f"{LIB}/vm-templates/fedora-23/private.img"
+    symlink = os.symlink
+
+    def start_and_link(target, name, **kwargs):
+        if name == "icon.png":
+            start(source)
+        symlink(target, name, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "symlink", start_and_link)
+        refused(machine, lambda: machine.connect().create_vm("new", **declared), "is in use by")
 
 
 @pytest.fixture
