@@ -166,8 +166,8 @@ def create(
         Sizes of its images, at least: ``{private: 10GiB}``, short for ``{private: {size: 10GiB}}``.
 
     clone_from
-        A VM that it is to be a clone of: of its class, with its images, kernels, firewall rules and
-        settings. A ``template`` beside it is what an AppVM's clone runs on.
+        A VM that it is to be a clone of: of its class, label and pool, with its images, kernels,
+        firewall rules and settings. A ``template`` beside it is what an AppVM's clone runs on.
 
     root_copy_from
         A file whose copy becomes its root image, for a VM that has one of its own; the path is the
@@ -267,8 +267,8 @@ def clone(name, new_name, pool=None):
     new_name
         Name of the new VM; it must not be there, nor a directory of that name.
 
-    pool : default
-        The pool that its images are made in.
+    pool
+        The pool that its images are made in, by default that of the VM to copy.
 
     CLI Example:
 

@@ -37,7 +37,7 @@ class Cloning:
 
     def clone_vm(self, name, new_name, pool=None):
         """
-        Make a VM that is a copy of another, in any pool, by default the default one.
+        Make a VM that is a copy of another, in any pool, by default that of the other.
 
         Returns the changes.
         """
@@ -46,9 +46,10 @@ class Cloning:
     def _plan_clone(self, name, clone_from, klass, template, label, pool, sizes):
         """``(changes, plan)`` of a VM that is to be a clone."""
         check_vm_name(name)
-        pool = "default" if pool is None else pool
-        self._check_sources(name, clone_from, pool)
         source = self.find_vm(clone_from)
+        if pool is None:  # as qvm-clone does
+            pool = source.pool if source else "default"
+        self._check_sources(name, clone_from, pool)
         self._check_own_directory(source)
         if klass not in (None, source.klass.name):
             raise InvalidInput(

@@ -76,6 +76,16 @@ def test_a_clone_has_images_rules_and_settings_of_its_source(machine, pool):
     assert system.verify_vm("play") == []
 
 
+def test_a_clone_lies_in_the_pool_of_its_source_unless_another_is_declared(machine):
+    system = machine.connect()
+    system.migrate_vm("work", "foo")
+    assert system.vm_diff("play", clone_from="work")["pool"] == {"old": None, "new": "foo"}
+    system.clone_vm("work", "play")
+    system.clone_vm("work", "near", "default")
+    pools = {name: vm["pool"] for name, vm in system.list_vms().items()}
+    assert (pools["play"], pools["near"]) == ("foo", "default")
+
+
 def test_a_clone_of_a_vm_with_a_root_has_one_and_the_kernels(machine):
     system = machine.connect()
     system.clone_vm("alone", "copy", "foo")
