@@ -48,6 +48,8 @@ class Comparing:
                 self._check_grow(place, vm, small)
             old = {volume: there[volume][0] for volume in small}
             changes["volumes"] = {"old": old, "new": small}
+        if changes:
+            self._check_own_directory(vm)
         return changes
 
     @staticmethod

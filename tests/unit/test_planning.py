@@ -124,6 +124,19 @@ def test_an_icon_of_the_users_own_is_cloned_and_survives_another_label(machine):
     assert system.vm_diff("work", label="blue") == {}
 
 
+def test_what_is_declared_of_a_dispvm_does_not_befall_the_vm_whose_directory_it_shares(machine):
+    machine.connect().create_vm("fedora-23-dvm")
+    machine.elements = [(e.tag, dict(e.attrs)) for e in machine.entries().values()]
+    machine.elements.append(element("QubesDisposableVm", "disp1", 77, template_qid="1"))
+    machine.write_registry()
+    system = machine.connect()
+    for declared in ({"label": "blue"}, {"volumes": {"private": "3GiB"}}):
+        for verb in (system.vm_diff, system.set_vm):
+            refused(machine, lambda: verb("disp1", **declared), "is a DispVM", InvalidInput)  # noqa: B023
+    declared = {"label": "red", "pool": "default", "volumes": {"private": "1GiB"}}
+    assert system.vm_diff("disp1", **declared) == system.set_vm("disp1", **declared) == {}
+
+
 def test_a_label_needs_no_directory_where_a_run_died_in_a_removal(machine):
     machine.elements.append(element("QubesAppVm", "gone", 3, template_qid="1"))
     machine.write_registry()
