@@ -316,7 +316,7 @@ def resize(name, volume, size):
         private, or root of a VM that has one of its own.
 
     size
-        The new size: bytes, or with a unit such as GiB.
+        The new size: bytes, or with a unit such as GiB; it becomes whole sectors of 512 bytes.
 
     CLI Example:
 

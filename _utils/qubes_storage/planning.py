@@ -18,9 +18,14 @@ from qubes_storage.vm import (
     volatile_size,
 )
 
+_SECTOR = 512
+
 
 def check_volumes(name, volumes):
-    """``{volume: bytes}`` of what is declared; a bare size is short for ``{size: ...}``."""
+    """
+    ``{volume: bytes}`` of what is declared, in whole sectors, for a disk has no other size; a bare
+    size is short for ``{size: ...}``.
+    """
     if volumes is None:
         return {}
     if not isinstance(volumes, dict):
@@ -44,7 +49,8 @@ def check_volumes(name, volumes):
                     f"VM {name}: volume {volume} has no option {option!r}; it takes size"
                 )
         if "size" in options:
-            sizes[volume] = parse_size(options["size"], f"VM {name}: volume {volume}")
+            size = parse_size(options["size"], f"VM {name}: volume {volume}")
+            sizes[volume] = min(size + -size % _SECTOR, 2**63 - _SECTOR)  # a file holds no more
     return sizes
 
 

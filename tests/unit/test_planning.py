@@ -1,5 +1,6 @@
 """What a new VM needs: what is declared of it wrongly, what is not there, what is its user's."""
 
+import contextlib
 import os
 import subprocess
 
@@ -53,6 +54,26 @@ def test_a_volume_that_declares_nothing_has_its_usual_size(machine):
     assert "volumes" not in system.create_vm("vm", volumes={"private": {}})
     assert system.vm_info("vm")["volumes"]["private"]["size"] == 2 * GIB
     assert system.vm_diff("vm", volumes={"private": {}}) == {}
+
+
+def test_an_image_is_of_whole_sectors_whatever_is_declared(machine):
+    system = machine.connect()
+    system.create_vm("vm", volumes={"private": "5001MB"})
+    assert system.vm_info("vm")["volumes"]["private"]["size"] == 5_001_000_448
+    assert system.vm_diff("vm", volumes={"private": "5001MB"}) == {}
+    changes = system.resize_vm("vm", "private", 6_000_000_001)
+    assert changes["volumes"]["new"] == {"private": 6_000_000_512}
+    assert system.resize_vm("vm", "private", 6_000_000_001) == {}
+    assert system.verify_vm("vm") == []
+
+
+def test_an_image_of_whole_sectors_is_never_more_than_a_file_can_hold(machine):
+    system = machine.connect()
+    assert system.vm_diff("vm", volumes={"private": 2**63 - 1})["volumes"]["new"] == {
+        "private": 2**63 - 512
+    }
+    with contextlib.suppress(StoragePoolException):  # not every filesystem has such files
+        system.create_vm("vm", volumes={"private": 2**63 - 1})
 
 
 def test_create_only_leaves_a_vm_that_is_there_as_it_is(machine):
