@@ -3,7 +3,9 @@
 Pools and VMs from pillar qubes_storage: one state a pool, one a VM, and on R4 one for default_pools.
 
 The only file that reads the pillar layout. Order in pillar does not matter: a VM requires its pool
-and its template, and what is absent goes last, VMs before templates before pools.
+and its template, and what is absent goes last, VMs before templates before pools. A VM only goes
+once those that are made of it are there, and a pool once those went that may be in it; no state
+requires what is absent, so there is no circle.
 
 (It is not #!py: Salt would load it as the Python module qubes_storage, in place of the core.)
 #}
@@ -53,10 +55,25 @@ and its template, and what is absent goes last, VMs before templates before pool
   {%- do present.update({comment: {"test.fail_without_changes": [{"comment": comment}]}}) %}
 {%- endfor %}
 
+{%- set made_of = {} %}
+{%- set leaving = [] %}
+{%- for name, config in parts.vms.items() %}
+  {%- if config.get("absent") or config.get("migrate") %}
+    {%- do leaving.append("VM " ~ name) %}
+  {%- endif %}
+  {%- for source in ["template", "clone_from", "root_copy_from", "root_move_from"]
+        if config.get(source) is string and not config.get("absent") %}
+    {#- An image may lie in the directory of a VM, which has its name. #}
+    {%- for other in config[source].split("/") %}
+      {%- do made_of.setdefault(other, []).append("VM " ~ name) %}
+    {%- endfor %}
+  {%- endfor %}
+{%- endfor %}
+
 {%- for name, config in parts.pools.items() %}
   {%- if config.get("absent") %}
     {%- do gone.pools.update({"pool " ~ name: {"qubes_pool.absent": [
-          {"name": name}, {"purge": config.get("purge", False)}]}}) %}
+          {"name": name}, {"purge": config.get("purge", False)}, {"require": leaving}]}}) %}
   {%- else %}
     {%- do present.update({"pool " ~ name: {"qubes_pool.present": [
           {"name": name}, {"options": config}]}}) %}
@@ -86,8 +103,16 @@ and its template, and what is absent goes last, VMs before templates before pool
     {%- set there = salt["qubes_vm.list"]().get(name, {}) if "qubes_vm.list" in salt else {} %}
     {%- set klass = there.get("klass") or config.get("klass") or "" %}
     {%- set kind = "templates" if (klass | string).startswith("Template") else "vms" %}
-    {%- do gone[kind].update({"VM " ~ name: {"qubes_vm.absent": [
-          {"name": name}, {"purge": config.get("purge", False)}]}}) %}
+    {%- if wrong %}
+      {#- What is wrong may be what was to be made of it. #}
+      {%- set comment = "VM " ~ name ~ " stays while the pillar is wrong" %}
+      {%- do gone[kind].update({"VM " ~ name: {"test.fail_without_changes": [
+            {"comment": comment}]}}) %}
+    {%- else %}
+      {%- do gone[kind].update({"VM " ~ name: {"qubes_vm.absent": [
+            {"name": name}, {"purge": config.get("purge", False)},
+            {"require": made_of.get(name, []) | unique | list}]}}) %}
+    {%- endif %}
   {%- else %}
     {%- set unknown = config.keys() | reject("in", vm_keys) | map("string") | sort %}
     {%- if unknown %}

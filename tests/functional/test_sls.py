@@ -1,0 +1,126 @@
+"""qubes_storage.sls: in which order what a pillar declares is made and goes, and what stays."""
+
+import shutil
+
+import pytest
+
+from tests.conftest import TREE
+from tests.functional.conftest import snapshot
+
+VMS = "var/lib/qubes/appvms"
+
+
+@pytest.fixture
+def apply(modules, minion_config):
+    """``apply(pillar, test)``: ``{ID: what the state returns}``."""
+    shutil.copy(TREE / "qubes_storage.sls", minion_config["file_roots"]["base"][0])
+
+    def run(pillar, test=False):
+        ret = modules.state.sls("qubes_storage", pillar={"qubes_storage": pillar}, test=test)
+        assert not ret.errors, ret.errors
+        return {state.id: state for state in ret}
+
+    return run
+
+
+@pytest.fixture
+def old(states, root):
+    """A pool that takes nothing, a template, and the VM ``old``; the path of its image."""
+    states.qubes_pool.present("default")
+    states.qubes_pool.present("full", dir_path="/opt/full", min_free="900TiB")
+    states.qubes_pool.present("spare", dir_path="/opt/spare")
+    states.qubes_vm.present("fedora-23", klass="TemplateVM")
+    states.qubes_vm.present("old", klass="StandaloneVM", template="fedora-23")
+    return root / VMS / "old/private.img"
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        {"clone_from": "old"},
+        {"klass": "StandaloneVM", "template": "old"},
+        {"klass": "StandaloneVM", "root_copy_from": f"{VMS}/old/root.img"},
+        {"klass": "StandaloneVM", "root_move_from": f"{VMS}/old/root.img"},
+        {"clone_from": "old", "lable": "red"},
+    ],
+    ids=lambda new: next(iter(set(new) & {"root_copy_from", "root_move_from", "lable"}), None),
+)
+def test_a_vm_stays_while_what_is_made_of_it_is_not_there(apply, root, old, new):
+    new = {key: f"{root}/{value}" if "/" in value else value for key, value in new.items()}
+    pillar = {"vms": {"new": {**new, "pool": "full"}, "old": {"absent": True, "purge": True}}}
+    run = apply(pillar)
+    assert run["VM new"].result is run["VM old"].result is False
+    assert "requisite" in run["VM old"].comment
+    assert old.exists()
+    new.pop("lable", None)
+    pillar["vms"]["new"] = {**new, "pool": "spare"}
+    before = snapshot(root)
+    assert {state.result for state in apply(pillar, test=True).values()} == {None}
+    assert snapshot(root) == before
+    assert {state.result for state in apply(pillar).values()} == {True}
+    assert (root / "opt/spare/appvms/new/root.img").exists()
+    assert not old.parent.exists()
+    again = apply(pillar)
+    assert [(state.result, state.changes) for state in again.values()] == [(True, {})] * 2
+
+
+def test_nothing_is_removed_while_the_pillar_is_wrong(apply, root, old):
+    before = snapshot(root)
+    run = apply({"vms": {"new": "clone_from: old", "old": {"absent": True, "purge": True}}})
+    assert {state.result for state in run.values()} == {False}
+    assert run["VM old"].comment == "VM old stays while the pillar is wrong"
+    assert snapshot(root) == before
+
+
+def test_a_vm_on_a_template_that_is_to_be_absent_is_a_clear_failure(apply, root, old):
+    pillar = {
+        "vms": {
+            "app": {"template": "fedora-23"},
+            "fedora-23": {"absent": True, "purge": True},
+        }
+    }
+    run = apply(pillar)
+    assert run["VM app"].result is True
+    assert run["VM fedora-23"].result is False
+    assert "app" in run["VM fedora-23"].comment
+    assert (root / "var/lib/qubes/vm-templates/fedora-23/root.img").exists()
+
+
+def test_a_template_goes_after_its_vms_have_another(apply, states, old):
+    states.qubes_vm.present("debian", klass="TemplateVM")
+    states.qubes_vm.present("app", template="debian")
+    pillar = {
+        "vms": {"debian": {"absent": True, "purge": True}, "app": {"template": "fedora-23"}},
+    }
+    assert [(i, state.result) for i, state in apply(pillar).items()] == [
+        ("VM app", True), ("VM debian", True)
+    ]  # fmt: skip
+
+
+def test_a_pool_goes_after_its_vms_have_gone_or_left(apply, root, states, old):
+    states.qubes_vm.present("app", pool="spare")
+    states.qubes_vm.present("away", pool="spare")
+    pillar = {
+        "pools": {"spare": {"absent": True, "purge": True}},
+        "vms": {
+            "app": {"pool": "full", "migrate": True},
+            "away": {"absent": True, "purge": True},
+        },
+    }
+    run = apply(pillar)
+    assert {i: state.result for i, state in run.items()} == {
+        "VM app": False, "VM away": True, "pool spare": False
+    }  # fmt: skip
+    pillar["vms"]["app"]["pool"] = "default"
+    run = apply(pillar)
+    assert {state.result for state in run.values()} == {True}
+    assert list(run)[-1] == "pool spare"
+    assert not (root / "opt/spare").exists()
+
+
+def test_a_vm_in_a_pool_that_is_to_be_absent_is_a_clear_failure(apply, root, old):
+    pillar = {"pools": {"spare": {"absent": True}}, "vms": {"app": {"pool": "spare"}}}
+    run = apply(pillar)
+    assert run["VM app"].result is True
+    assert run["pool spare"].result is False
+    assert "VMs lie in it (app)" in run["pool spare"].comment
