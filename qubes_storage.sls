@@ -41,6 +41,9 @@ requires what is absent, so there is no circle.
         {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ ":absent is "
                             ~ config.absent ~ ", neither true nor false") %}
       {%- elif config is none or config is mapping %}
+        {%- if config is mapping and "absent" in config and not config.absent %}
+          {%- set config = dict(config.items() | rejectattr("0", "in", ["absent", "purge"])) %}
+        {%- endif %}
         {#- Salt takes the ID for a name that is no text; as text, the modules refuse it. #}
         {%- do parts[key].update({name | string: config or {}}) %}
       {%- else %}

@@ -1,5 +1,6 @@
 """qubes_storage.sls: in which order what a pillar declares is made and goes, and what stays."""
 
+import os
 import shutil
 
 import pytest
@@ -124,3 +125,16 @@ def test_a_vm_in_a_pool_that_is_to_be_absent_is_a_clear_failure(apply, root, old
     assert run["VM app"].result is True
     assert run["pool spare"].result is False
     assert "VMs lie in it (app)" in run["pool spare"].comment
+
+
+@pytest.mark.parametrize("absent", [False, None])
+def test_absent_can_be_switched_off(apply, root, old, absent):
+    off = {"absent": absent, "purge": True}
+    pillar = {
+        "pools": {"ssd": {"dir_path": "/opt/ssd", **off}},
+        "vms": {"app": {"pool": "ssd", **off}},
+    }
+    assert {state.result for state in apply(pillar, test=True).values()} == {None}
+    assert {state.result for state in apply(pillar).values()} == {True}
+    assert os.listdir(root / "opt/ssd/appvms") == ["app"]
+    assert not any(state.changes for state in apply(pillar).values())
