@@ -143,6 +143,7 @@ def _made(err, changes, diff):
         left = diff() if changes else {}
     except (CommandExecutionError, SaltInvocationError):
         return {}
+    left = {*left, *getattr(err.__cause__, "not_done", ())}
     made = {key: value for key, value in changes.items() if key not in left}
     return {} if "created" in left or "removed" in left else made
 

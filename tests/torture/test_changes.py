@@ -142,3 +142,21 @@ def test_default_pools_of_which_some_are_set_are_told(release, root, salted_r4):
         assert set(ret["changes"]) == {"default_pool", "default_pool_private"}
         told = salted_r4.call("qubes_pool.default", "default pools", test=True, **pools)
         assert set(told["changes"]) == {"default_pool_root"}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_pool_that_goes_without_its_directories_is_told(release, root, salted_r4):
+    def use(call, answer):
+        if call.method == "admin.pool.Remove":
+            os.mkdir(f"{root}/mnt/btrfs/qubes/appvms/new")
+        return answer
+
+    with machine(release, root) as (daemon, _):
+        salted_r4.on(root)
+        daemon.after = use
+        ret = salted_r4.call("qubes_pool.absent", "btrfs", purge=True)
+        assert ret["result"] is False
+        assert "it is done, but /mnt/btrfs/qubes/appvms could not be cleared" in ret["comment"]
+        assert set(ret["changes"]) == {"removed"}
+        told = salted_r4.call("qubes_pool.absent", "btrfs", purge=True)
+        assert (told["result"], told["changes"]) == (True, {})

@@ -1,6 +1,8 @@
 """Pools over the Admin API, on each release."""
 
+import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -215,6 +217,90 @@ def test_remove_without_purge_keeps_directories(there):
     _, system = there
     assert set(system.remove_pool("btrfs")) == {"removed"}
     assert os.path.isdir(f"{system.root}/mnt/btrfs/qubes/appvms")
+
+
+@pytest.mark.parametrize("place", ["", "/vm-templates"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_directory_that_a_disk_is_mounted_on_stays(there, place):
+    _, system = there
+    path = f"{system.root}/mnt/ssd/new"
+    os.makedirs(path + place)
+    subprocess.run(["mount", "-t", "tmpfs", "disk", path + place], check=True)
+    try:
+        system.add_pool("new", "file", dir_path="/mnt/ssd/new")
+        changes = system.pool_remove_diff("new", purge=True)
+        subdirs = ["/mnt/ssd/new/appvms", "/mnt/ssd/new/vm-templates"]
+        assert changes["directories"]["old"] == [
+            sub for sub in subdirs if not sub.endswith(place or "x")
+        ]
+        assert system.remove_pool("new", purge=True) == changes
+        assert os.listdir(path) == ([place[1:]] if place else [])
+    finally:
+        subprocess.run(["umount", path + place], check=True)
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_directory_that_is_a_link_stays(there, end):
+    _, system = there
+    os.mkdir(f"{system.root}/mnt/ssd/there")
+    os.symlink("there", f"{system.root}/mnt/ssd/new")
+    system.add_pool("new", "file", dir_path=f"/mnt/ssd/new{end}")
+    changes = system.pool_remove_diff("new", purge=True)
+    subdirs = ["/mnt/ssd/new/appvms", "/mnt/ssd/new/vm-templates"]
+    assert changes["directories"]["old"] == subdirs
+    assert system.remove_pool("new", purge=True) == changes
+    assert os.listdir(f"{system.root}/mnt/ssd/new") == []
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_directory_that_is_used_once_the_pool_is_gone_is_told(there, is_gone):
+    daemon, system = there
+    appvms = f"{system.root}/mnt/btrfs/qubes/appvms"
+
+    def use(call, answer):
+        if call.method == "admin.pool.Remove":
+            os.rmdir(appvms) if is_gone else os.mkdir(f"{appvms}/new")
+        return answer
+
+    daemon.after = use
+    if is_gone:
+        assert "directories" in system.remove_pool("btrfs", purge=True)
+        assert not os.path.exists(f"{system.root}/mnt/btrfs/qubes")
+        return
+    with pytest.raises(StoragePoolException, match=r"it is done, but .*/appvms could not be cl"):
+        system.remove_pool("btrfs", purge=True)
+    assert "btrfs" not in daemon.pools
+    assert os.listdir(appvms) == ["new"]
+
+
+def test_guards_that_cannot_be_taken_away_are_told_once_the_pool_is_gone(there, monkeypatch):
+    daemon, system = there
+    system.set_pool("btrfs", min_free="1GiB")
+    rename = os.rename
+
+    def fail(new, name, **kwargs):
+        if name == "storage-guards.conf":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(new, name, **kwargs)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(
+        StoragePoolException, match=r"it is done, but /etc/qubes/.* could no"
+    ) as err:
+        system.remove_pool("btrfs", purge=True)
+    assert set(err.value.not_done) == {"directories", "min_free", "require_mount"}
+    assert "btrfs" not in daemon.pools
+
+
+def test_directories_that_are_no_more_or_no_directories_are_not_told_of(there):
+    _, system = there
+    path = f"{system.root}/mnt/btrfs/qubes"
+    os.rmdir(f"{path}/appvms")
+    os.symlink("/nowhere", f"{path}/appvms")
+    changes = system.pool_remove_diff("btrfs", purge=True)
+    assert changes["directories"]["old"] == ["/mnt/btrfs/qubes/vm-templates"]
+    os.rename(path, path + "-away")
+    assert set(system.pool_remove_diff("btrfs", purge=True)) == {"removed"}
 
 
 def test_a_remotevm_that_stops_every_removal_is_named(tmp_path):

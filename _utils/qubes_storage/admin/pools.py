@@ -1,8 +1,9 @@
 """R4: the verbs that change pools, and the system's default pools."""
 
+import contextlib
 import os
 
-from qubes_storage import guards
+from qubes_storage import files, guards
 from qubes_storage.admin.pool_plan import PLACE, SETTABLE, SUBDIRS, TYPES, AdminPoolPlan
 from qubes_storage.adminapi import check_pool_name, fresh_if_refused
 from qubes_storage.declared import Declared
@@ -11,6 +12,20 @@ from qubes_storage.values import normalise, shown
 
 DEFAULTS = tuple(f"default_pool{end}" for end in ("", "_root", "_private", "_volatile", "_kernel"))
 _FOLLOWING = DEFAULTS[1:4]  # where they are not set, they are what default_pool is
+
+
+class NotAllGone(StoragePoolException):
+    """
+    A pool is removed, but a directory of it or its guards are still there; ``not_done`` has the
+    keys of the changes that may not have been made.
+    """
+
+    def __init__(self, pool, path, err):
+        super().__init__(
+            f"pool {pool}: it is done, but {path} could not be cleared: {err.strerror}; remove by"
+            " hand what is left there of the pool"
+        )
+        self.not_done = ("directories", *(guards.NAMES if path == guards.PATH else ()))
 
 
 class AdminPools(AdminPoolPlan):
@@ -116,18 +131,29 @@ class AdminPools(AdminPoolPlan):
         return changes
 
     def _empty_dirs(self, path):
-        """The directories of a pool that hold nothing but empty directories, innermost first."""
-        found = []
-        if not path or not os.path.isdir(self.path(path)):
-            return found
-        names = set(os.listdir(self.path(path)))
-        for subdir in sorted(names & set(SUBDIRS)):
-            place = self.path(os.path.join(path, subdir))
-            if os.path.isdir(place) and not os.path.islink(place) and not os.listdir(place):
-                found.append(os.path.join(path, subdir))
-        if len(found) == len(names):
+        """
+        The directories of a pool that hold nothing but empty directories, innermost first. A link,
+        and what a disk is mounted on, cannot be removed and counts as something.
+        """
+        names = self._listed_dir(path) if path else None
+        if names is None:
+            return []
+        subdirs = [os.path.join(path, name) for name in SUBDIRS if name in names]
+        found = [sub for sub in subdirs if self._can_go(sub) and self._listed_dir(sub) == []]
+        if len(found) == len(names) and self._can_go(path):
             found.append(path)
         return found
+
+    def _listed_dir(self, path):
+        """What a directory holds, or None for what cannot be looked into."""
+        try:
+            return os.listdir(self.path(path))
+        except OSError:
+            return None
+
+    def _can_go(self, path):
+        is_link = os.path.islink(self.path(path).rstrip("/"))
+        return not is_link and not files.is_mount(self.root, path)
 
     def remove_pool(self, name, purge=False):
         """
@@ -150,9 +176,14 @@ class AdminPools(AdminPoolPlan):
                     " remove that first"
                 )
             raise StoragePoolException(f"pool {name}: was not removed: {answer}; {cure}")
-        self.save_guards(name)
-        for path in changes.get("directories", {"old": []})["old"]:
-            os.rmdir(self.path(path))
+        path = guards.PATH
+        try:
+            self.save_guards(name)
+            for path in changes.get("directories", {"old": []})["old"]:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(self.path(path))
+        except OSError as err:
+            raise NotAllGone(name, path, err) from err
         return changes
 
     # the system's default pools
