@@ -6,7 +6,7 @@ import shutil
 import signal
 
 from qubes_storage import adminapi, guards, registry
-from qubes_storage.admin.journal import MOVES
+from qubes_storage.admin.journal import COPIES, MOVES
 from qubes_storage.pool import CONF
 
 from tests.functional.conftest import snapshot
@@ -211,6 +211,9 @@ class Remote(Declaring):
                 (guards.PATH, "[btrfs]\nmin_free = little\n"),
                 (guards.PATH, "[btrfs"),
                 (f"{MOVES}/work.json", "{"),
+                (f"{COPIES}/new.json", "{"),
+                (f"{COPIES}/new.json", '{"source": "work"}'),
+                (f"{COPIES}/work.json", '{"source": "vault", "uuid": "1", "whole": true}'),
             ]
         )
         path = self.daemon.path(path)

@@ -23,7 +23,7 @@ from qubesadmin import config
 from qubes_storage.adminapi import Client
 
 class Qubes:
-    def clone_vm(self, source, name, new_cls=None, *, pools=None):
+    def clone_vm(self, source, name, new_cls=None, *, pools=None, ignore_volumes=()):
         # The calls that qubesadmin makes, without properties and the like.
         call = Client(config.QUBESD_SOCKET).call
         told = call("admin.vm.List", source).content
@@ -36,7 +36,11 @@ class Qubes:
         answer = call(f"admin.vm.{verb}.{klass}", arg=arg, payload=payload)
         if not answer.ok:
             raise RuntimeError(str(answer))
-        for volume in ("private",) if klass == "AppVM" else ("root", "private"):
+        for feature in call("admin.vm.feature.List", source).content.split():
+            value = call("admin.vm.feature.Get", source, feature).content
+            call("admin.vm.feature.Set", name, feature, value)
+        own = ("private",) if klass == "AppVM" else ("private", "root")
+        for volume in set(own) - set(ignore_volumes):
             token = call("admin.vm.volume.CloneFrom", source, volume).content
             call("admin.vm.volume.CloneTo", name, volume, token)
 """

@@ -368,6 +368,20 @@ def test_a_copy_that_someone_spoils_is_not_relied_on(there):
     assert whole_copies(daemon) == ["work"]
 
 
+def test_a_copy_of_another_size_is_none(there):
+    daemon, system = there
+
+    def spoil(call, answer):
+        if call.method == "admin.vm.volume.CloneTo":
+            daemon.vms["work-mv1"].volumes["private"].size = GIB
+        return answer
+
+    daemon.after = spoil
+    with pytest.raises(StoragePoolException, match=r"is of another size; the move was undone"):
+        system.migrate_vm("work", "btrfs")
+    assert whole_copies(daemon) == ["work"]
+
+
 def test_the_copy_stays_until_the_new_vm_is_whole(there):
     daemon, system = there
 

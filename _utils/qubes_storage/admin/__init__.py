@@ -1,6 +1,7 @@
 """R4: this machine's pools and VMs, over the Admin API."""
 
 from qubes_storage import asking, guards
+from qubes_storage.admin.cloning import AdminClone
 from qubes_storage.admin.migrate import AdminMigrate
 from qubes_storage.admin.pools import AdminPools
 from qubes_storage.admin.reading import AdminReading
@@ -29,7 +30,7 @@ def _local_only(verb, way):
 
 
 @asking.checked
-class AdminSystem(AdminReading, AdminPools, AdminVMs, AdminMigrate, AdminReport):
+class AdminSystem(AdminReading, AdminPools, AdminVMs, AdminClone, AdminMigrate, AdminReport):
     """
     The machine whose qubesd listens on ``socket``, with the verbs of
     :py:class:`~qubes_storage.system.System`.
@@ -40,7 +41,7 @@ class AdminSystem(AdminReading, AdminPools, AdminVMs, AdminMigrate, AdminReport)
     again afterwards what it changed: whether it succeeded is told by that, not by the answer.
 
     root
-        Below it lie the guards, the journals of moves, and what is looked at on disk.
+        Below it lie the guards, the journals of moves and copies, and what is looked at on disk.
     """
 
     backend = "admin"

@@ -1,20 +1,19 @@
 """
-R4: a VM as a whole: what it has besides its volumes, and a copy of it.
-
-A clone under a new name is what qubesadmin does in every dom0 (qvm-clone); it is imported only for
-that. A move keeps the name and has to survive a kill, so it takes down what a VM has as plain data.
+R4: a VM as a whole: what it has besides its volumes, as plain data, and a copy of a volume.
 """
-
-import importlib
 
 from qubes_storage.admin.pool_plan import check_revisions
 from qubes_storage.adminapi import lines
-from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
-from qubes_storage.values import check_vm_name, to_int
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.values import to_int
 
 # What a VM gets anew or at creation, and what is told of a running one.
 _NOT_COPIED = {"name", "klass", "qid", "uuid", "label", "template", "xid", "start_time"}
 _NOT_COPIED |= {"stubdom_xid", "stubdom_uuid", "icon"}
+
+# What tells a VM that a move made from one that someone else made.
+MARK = "qubes-storage-move"
+PROHIBIT = "prohibit-start"  # a feature of R4.3 that keeps a VM halted
 
 # The settings of a volume that a new one gets.
 KEPT = ("size", "revisions_to_keep", "rw", "ephemeral")
@@ -136,45 +135,31 @@ class AdminCopy:
                     found.append(f"volume {volume}: {key} is {getattr(now, key)}, not {was[key]}")
         return found
 
-    # a clone
+    # what a move and a copy have in common
 
-    def check_copying(self, name):
-        """The module qubesadmin, which copies whole VMs; raises where it is missing."""
-        try:
-            return importlib.import_module("qubesadmin")
-        except ImportError as err:
-            raise NotSupported(
-                f"VM {name}: a copy of a whole VM (clone, clone_from, or a template of a"
-                " StandaloneVM or TemplateVM) is made by qubesadmin, and this Python has none;"
-                " run it in dom0 with the system's Python, or clone it with qvm-clone"
-            ) from err
-
-    def copy_vm(self, source, name, klass, pools):
-        """Clone a VM with all it has; whether it came to be is read afterwards."""
-        module = self.check_copying(name)
-        failed = None
-        try:
-            config = importlib.import_module("qubesadmin.config")
-            config.QUBESD_SOCKET = self.client.path
-            there = self.get_listed(source).klass
-            new = None if there == klass else klass
-            module.Qubes().clone_vm(source, name, new, pools=pools or None)
-        except Exception as err:  # qubesadmin's own are many, and a part of it may be missing
-            failed = err
+    def _check_halted(self, name, during="move"):
+        """Ask for the power state anew: before R4.3 nothing keeps a VM from being started."""
         self.refresh()
-        if failed is not None or name not in self.listed():
-            left = "; what is there of it can be removed" if name in self.listed() else ""
-            raise StoragePoolException(
-                f"VM {name}: could not be cloned from {source}: {failed}{left}"
-            ) from failed
+        state = self.get_listed(name).state
+        if state != "Halted":
+            raise StoragePoolException(f"VM {name}: is {state}, it was started during its {during}")
 
-    def clone_vm(self, name, new_name, pool=None):
-        """
-        Clone a VM under a new name, with its properties, tags, features, notes, firewall and
-        devices, its volumes into ``pool`` if one is given. Returns the changes.
-        """
-        self.refresh()
-        self.get_listed(name)
-        if check_vm_name(new_name) in self.listed():
-            raise StoragePoolException(f"VM {new_name}: is there already; take another name")
-        return self.create_vm(new_name, clone_from=name, pool=pool)
+    def _copy_volume(self, source, target, volume):
+        """Copy what a volume holds; only the answer says whether that was done."""
+        what = f"VM {source}: copy of volume {volume} to {target}"
+        token = self.client.call("admin.vm.volume.CloneFrom", source, volume)
+        if not token.ok or not token.content:
+            raise StoragePoolException(f"{what}: {token}")
+        answer = self.client.call("admin.vm.volume.CloneTo", target, volume, token.content)
+        if not answer.ok:
+            raise StoragePoolException(f"{what}: {answer}")
+
+    def _unmark(self, name, features):
+        now = self.features(name)
+        for key in (MARK, PROHIBIT):
+            if key in features:
+                self._set_feature(name, key, features[key])
+            elif key in now:
+                answer = self.client.call("admin.vm.feature.Remove", name, key)
+                if key in self.features(name):
+                    raise StoragePoolException(f"VM {name}: feature {key} stays: {answer}")

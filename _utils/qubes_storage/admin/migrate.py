@@ -8,15 +8,12 @@ two is a whole copy. A journal is on the disk before the first call and after ea
 that was killed anywhere is finished by the next one; until the VM is removed an error undoes it.
 """
 
-from qubes_storage.admin.copying import KEPT, AdminCopy
+from qubes_storage.admin.copying import KEPT, MARK, PROHIBIT, AdminCopy
 from qubes_storage.admin.journal import Journal
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.exc import NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name, shown
 
-# What tells a VM that a move made from one that someone else made.
-MARK = "qubes-storage-move"
-PROHIBIT = "prohibit-start"  # a feature of R4.3 that keeps a VM halted
 # What a stand-in has to have for the properties that name it.
 _ROLES = ("provides_network", "template_for_dispvms")
 STEPS = ("copy", "switch", "remove", "recreate", "restore", "clean", "finish")
@@ -172,13 +169,6 @@ class AdminMigrate(AdminCopy):
         found = name in self.listed() and self.vm_properties(name).get("uuid")
         return bool(found) and found.value == journal["uuid"]
 
-    def _check_halted(self, name):
-        """Ask for the power state anew: before R4.3 nothing keeps a VM from being started."""
-        self.refresh()
-        state = self.get_listed(name).state
-        if state != "Halted":
-            raise StoragePoolException(f"VM {name}: is {state}, it was started during its move")
-
     # the steps; each may find its own work done, in part or whole
 
     def _copy(self, name, journal):
@@ -206,17 +196,14 @@ class AdminMigrate(AdminCopy):
         for volume, was in journal["volumes"].items():
             self._check_halted(source)
             self._check_halted(target)
-            what = f"VM {source}: copy of volume {volume} to {target}"
-            token = self.client.call("admin.vm.volume.CloneFrom", source, volume)
-            if not token.ok or not token.content:
-                raise StoragePoolException(f"{what}: {token}")
-            answer = self.client.call("admin.vm.volume.CloneTo", target, volume, token.content)
+            self._copy_volume(source, target, volume)
             self._check_halted(source)
             self._check_halted(target)
             now = self.volume(target, volume)
-            # That the size is right says little; no other answer says that all was copied.
-            if not answer.ok or now is None or now.size != was["size"]:
-                raise StoragePoolException(f"{what}: {answer}")
+            if now is None or now.size != was["size"]:
+                raise StoragePoolException(
+                    f"VM {source}: copy of volume {volume} to {target} is of another size"
+                )
 
     def _switch(self, name, journal):
         self._point(journal["users"], name, journal["temporary"])
@@ -289,16 +276,6 @@ class AdminMigrate(AdminCopy):
         self._unmark(name, journal["whole"]["features"])
         journal["lost"] += self.verify_vm(name, moving=False)
         self.journal.remove(name)
-
-    def _unmark(self, name, features):
-        now = self.features(name)
-        for key in (MARK, PROHIBIT):
-            if key in features:
-                self._set_feature(name, key, features[key])
-            elif key in now:
-                answer = self.client.call("admin.vm.feature.Remove", name, key)
-                if key in self.features(name):
-                    raise StoragePoolException(f"VM {name}: feature {key} stays: {answer}")
 
     def _undo(self, name, journal):
         """The original is there: point back to it, and remove the copy."""

@@ -39,7 +39,12 @@ class AdminReport:
             )
             if name not in self.listed():
                 return found
+        copying = self.pending_copy(name)
         there = self.get_listed(name)
+        if copying:
+            found.append(
+                f"VM {name}: {self.said_of_copy(copying)}; declare it again with qubes_vm.present"
+            )
         if there.klass not in OWN:
             return found
         pools = self.list_pools()

@@ -31,6 +31,12 @@ class AdminVMNew:
                 f"VM {name}: its {word} {source} is not there; declare or create it first",
                 waits_for=[("VM", source)],
             )
+        copying = self.pending_copy(source)
+        if copying and not copying["whole"]:
+            raise StoragePoolException(
+                f"VM {name}: {source}: {self.said_of_copy(copying)}; have it copied again first",
+                waits_for=[("VM", source)],
+            )
         return found
 
     def _check_template(self, name, klass, template):

@@ -53,11 +53,28 @@ class AdminVMPlan(AdminVMNew):
         if moving:
             return Plan(changes=self._unfinished(name, moving, pool, migrate))
         there = self.listed().get(name)
-        if there is None:
-            return self.plan_new(name, klass, template, label, pool, wanted, clone_from)
-        if create_only:
-            return Plan()
-        return self._compare_vm(name, there, klass, template, label, pool, wanted, migrate)
+        copying = self.pending_copy(name)
+        if there is None or (copying and not copying["whole"]):
+            if there is not None:
+                self._check_declared_again(name, copying, klass, template, clone_from)
+            plan = self.plan_new(name, klass, template, label, pool, wanted, clone_from)
+        elif create_only:
+            plan = Plan()
+        else:
+            plan = self._compare_vm(name, there, klass, template, label, pool, wanted, migrate)
+        if copying:
+            plan.changes["unfinished"] = {"old": copying["path"], "new": None}
+        return plan
+
+    def _check_declared_again(self, name, copying, klass, template, clone_from):
+        self.check_hollow(name, copying)
+        is_copy = klass in ("TemplateVM", "StandaloneVM") and template is not None
+        if clone_from is None and not is_copy:
+            raise StoragePoolException(
+                f"VM {name}: {self.said_of_copy(copying)}; declare clone_from (or the template of a"
+                " StandaloneVM or TemplateVM) to have it copied again, or remove it with"
+                f" qubes_vm.remove {name} purge=true"
+            )
 
     @staticmethod
     def _unfinished(name, moving, pool, migrate):

@@ -65,14 +65,17 @@ class AdminVMs(AdminVMPlan):
 
         Whether it came to be is read afterwards: without a default_kernel the daemon answers
         nothing although the VM exists. One that was made and could not be grown stays, and
-        :py:meth:`set_vm` finishes it. Returns the changes.
+        :py:meth:`set_vm` finishes it. What a copy that was cut off left is removed first. Returns
+        the changes.
         """
         self.refresh()
-        if check_vm_name(name) in self.listed():
+        if check_vm_name(name) in self.listed() and not self.pending_copy(name):
             raise AlreadyThere(f"VM {name}: is there already; change it with qubes_vm.set")
         plan = self.vm_plan(name, **declared)
         if "created" not in plan.changes:
             return self.set_vm(name, **declared)
+        if "unfinished" in plan.changes:
+            self.drop_unfinished(name)
         if plan.copied:
             self.copy_vm(plan.copied, name, plan.klass, plan.pools)
         else:
@@ -101,18 +104,22 @@ class AdminVMs(AdminVMPlan):
     def set_vm(self, name, **declared):
         """
         Change a VM that is there, only what is declared and differs: label, template, revisions to
-        keep, sizes, which only ever grow, and with ``migrate`` its pool. Finishes a move that was
-        cut off. Returns the changes.
+        keep, sizes, which only ever grow, and with ``migrate`` its pool. Finishes a move or a copy
+        that was cut off. Returns the changes.
         """
         self.refresh()
-        if not self.pending_move(check_vm_name(name)):
+        moving = self.pending_move(check_vm_name(name))
+        if not moving:
             self.get_listed(name)
         plan = self.vm_plan(name, **declared)
         changes = dict(plan.changes)
+        if "created" in changes and "unfinished" in changes:
+            return self.create_vm(name, **declared)
         if "created" in changes:
             raise vanished(name)
         if "unfinished" in changes:
-            self.resume_move(name)
+            finish = self.resume_move if moving else self.finish_copy
+            finish(name)
             plan = self.vm_plan(name, **declared)
             changes.update(plan.changes)
         if plan.pools:
@@ -171,9 +178,7 @@ class AdminVMs(AdminVMPlan):
                 f"VM {name}: volume {volume} is {format_size(now.size)} already and never shrinks;"
                 " take that size or more"
             )
-        if changes:
-            self._grow(name, volume, wanted)
-        return changes
+        return self.set_vm(name, volumes={volume: wanted}) if changes else {}
 
     @fresh_if_refused
     def vm_remove_diff(self, name, purge=False):
@@ -182,8 +187,10 @@ class AdminVMs(AdminVMPlan):
         if moving:
             self._unfinished(name, moving, None, False)
         there = self.listed().get(name)
+        copying = self.copies.read(name)
+        changes = {"unfinished": {"old": copying["path"], "new": None}} if copying else {}
         if there is None:
-            return {}
+            return changes
         if there.klass == "AdminVM":
             raise InvalidInput("VM dom0: cannot be removed")
         if there.state != "Halted" and there.klass in OWN:
@@ -193,7 +200,7 @@ class AdminVMs(AdminVMPlan):
             raise StoragePoolException(
                 f"VM {name}: is named by {self.said(users)}; give them another or remove them first"
             )
-        changes = {"removed": {"old": name, "new": None}}
+        changes["removed"] = {"old": name, "new": None}
         volumes = self.volumes(name) if there.klass in OWN else {}
         held = [v for v in volumes.values() if v.save]
         if held and not purge:
@@ -214,7 +221,10 @@ class AdminVMs(AdminVMPlan):
         """
         self.refresh()
         changes = self.vm_remove_diff(name, purge)
-        return changes if changes and self.drop_vm(name) else {}
+        done = self.drop_vm(name) if "removed" in changes else True
+        if "unfinished" in changes:
+            self.copies.remove(name)
+        return changes if done else {}
 
     def drop_vm(self, name):
         """Remove a VM and see that it is gone; False if another was first."""
