@@ -1,4 +1,5 @@
-# make highstate   the main job, in ./demo: a machine root made as a pillar says
+# make highstate   the main job, in ./demo: a machine root made as a pillar says; EXAMPLE=manual
+#                  takes that pillar of pillar-examples, ARGS=test=True only says what it would do
 # make test        all tests; SALT=3006 for another Salt, TESTS=tests/unit for a part, JOBS=0 for
 #                  one after the other
 # make torture     every step of every operation killed, failed and replayed: takes hours
@@ -8,12 +9,11 @@ PYTHON ?= python3
 SALT ?=
 TESTS ?= tests
 JOBS ?= 4
-EXAMPLE ?= workstation
+EXAMPLE ?=
 DESTDIR ?= /srv/salt
 VENV := .venv$(if $(SALT),-$(SALT))
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
-DEMO := $(CURDIR)/demo
 
 .PHONY: highstate test torture coverage lint format bench install dist clean
 
@@ -22,9 +22,10 @@ highstate: $(VENV)/ready
 	$(PYTHON) packaging/demo.py $(EXAMPLE)
 	$(BIN)/salt-call --config-dir=demo/etc --retcode-passthrough state.highstate $(ARGS)
 	@echo
-	@echo "The machine is demo/root: see demo/root/etc/qubes/storage.conf,"
-	@echo "demo/root/var/lib/qubes/qubes.xml, and the images in the pools' directories."
-	@echo "Its pillar is demo/srv/pillar/machine.sls; run 'make highstate' again: nothing changes."
+	@if [ -e demo/root/etc/qubes/storage.conf ]; then \
+	    echo "The machine is demo/root: see demo/root/etc/qubes/storage.conf,"; \
+	    echo "demo/root/var/lib/qubes/qubes.xml, and the images in the pools' directories."; fi
+	@echo "Its pillar is demo/srv/pillar/machine.sls: edit it and run 'make highstate' again."
 
 test: $(VENV)/ready
 	$(PYTEST) $(TESTS) $(ARGS)
@@ -47,10 +48,11 @@ format: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# What a machine gets: copied into a file_root, with no build step.
+# What a machine gets: copied into a file_root, with no build step. A driver of the user's own in
+# drivers/ stays; a driver that a version of ours no longer has is to be removed here by its name.
 install:
-	mkdir -p $(DESTDIR)
-	rm -rf $(DESTDIR)/_utils/qubes_storage
+	mkdir -p $(DESTDIR)/_utils/qubes_storage
+	find $(DESTDIR)/_utils/qubes_storage -mindepth 1 -maxdepth 1 ! -name drivers -exec rm -rf {} +
 	cp -R _modules _states _utils qubes_storage.sls $(DESTDIR)/
 	find $(DESTDIR)/_utils/qubes_storage $(DESTDIR)/_modules $(DESTDIR)/_states \
 	    -name __pycache__ -prune -exec rm -rf {} +

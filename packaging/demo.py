@@ -1,8 +1,8 @@
 """
 Set up ./demo for ``make highstate``: a masterless minion, and a scratch root as its machine.
 
-``python3 packaging/demo.py EXAMPLE`` takes the pillar from pillar-examples/EXAMPLE.sls. What is in
-./demo already stays as it is, but for the pillar and the minion's configuration.
+``python3 packaging/demo.py [EXAMPLE]`` takes the pillar from pillar-examples/EXAMPLE.sls. What is
+in ./demo already stays as it is, the pillar too until another example is asked for.
 """
 
 import json
@@ -16,17 +16,31 @@ DEMO = TREE / "demo"
 MACHINE = ("etc/qubes", "opt", "mnt", "var/lib")
 
 
-def main(example):
+def _source(example):
+    """The file of an example; the error of one that is no pillar names those that are."""
+    files = {path.stem: path for path in (TREE / "pillar-examples").glob("*.sls")}
+    pillars = [n for n, path in files.items() if "\nqubes_storage:" in path.read_text()]
+    if example not in pillars:
+        what = "is a state file, no pillar" if example in files else "is not there"
+        known = ", ".join(sorted(pillars))
+        sys.exit(f"pillar-examples/{example}.sls {what}; EXAMPLE is one of {known}")
+    return files[example]
+
+
+def main(example=None):
     """Lay out ./demo."""
-    source = TREE / "pillar-examples" / f"{example}.sls"
-    if not source.is_file():
-        known = ", ".join(sorted(p.stem for p in source.parent.glob("*.sls")))
-        sys.exit(f"pillar-examples/{example}.sls is not there; EXAMPLE is one of {known}")
+    taken, pillar = DEMO / "example", DEMO / "srv/pillar/machine.sls"
+    last = taken.read_text() if taken.is_file() else None
+    kept = pillar.is_file() and example in (None, last)
+    example = example or last or "workstation"
+    source = None if kept else _source(example)
     for path in ("etc", "srv/pillar", *(f"root/{path}" for path in MACHINE)):
         (DEMO / path).mkdir(parents=True, exist_ok=True)
     (DEMO / "srv/salt/top.sls").write_text("base:\n  '*':\n    - qubes_storage\n")
     (DEMO / "srv/pillar/top.sls").write_text("base:\n  '*':\n    - machine\n")
-    shutil.copy(source, DEMO / "srv/pillar/machine.sls")
+    if source:
+        shutil.copy(source, pillar)
+        taken.write_text(example)
     minion = {
         "id": "dom0",
         "root_dir": str(DEMO / "minion"),

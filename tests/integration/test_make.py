@@ -1,0 +1,75 @@
+"""What ``make highstate`` and ``make install`` leave as a user has it."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import TREE
+
+NAMES = ["Makefile", "packaging", "pillar-examples", "_modules", "_states", "_utils"]
+MINE = "# mine\nqubes_storage: {pools: {default: {}}}\n"
+
+
+@pytest.fixture
+def make(tmp_path):
+    """``make(*args)`` in a copy of the tree, whose virtual environment runs the Salt of ours."""
+    tree = tmp_path / "tree"
+    (tree / "tests").mkdir(parents=True)
+    (tree / "tests/requirements.txt").touch()
+    subprocess.run(["cp", "-R", *NAMES, "qubes_storage.sls", tree], check=True, cwd=TREE)
+    salt_call = tree / ".venv/bin/salt-call"
+    salt_call.parent.mkdir(parents=True)
+    code = "import salt.scripts; salt.scripts.salt_call()"
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    salt_call.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    salt_call.chmod(0o755)
+    (tree / ".venv/ready").touch()
+
+    def run(*args):
+        words = ["make", "--no-print-directory", *args]
+        return subprocess.run(words, cwd=tree, check=False, capture_output=True, text=True)
+
+    run.tree = tree
+    return run
+
+
+def test_the_pillar_that_one_has_edited_stays_until_another_example_is_named(make):
+    pillar = make.tree / "demo/srv/pillar/machine.sls"
+    examples = make.tree / "pillar-examples"
+    planned = make("highstate", "ARGS=test=True")
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "The machine is" not in planned.stdout
+    assert pillar.read_text() == (examples / "workstation.sls").read_text()
+    pillar.write_text(MINE)
+    for args in ([], ["EXAMPLE=workstation"]):
+        done = make("highstate", *args)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "The machine is demo/root" in done.stdout
+        assert pillar.read_text() == MINE
+    assert "[default]" in (make.tree / "demo/root/etc/qubes/storage.conf").read_text()
+    assert make("highstate", "EXAMPLE=manual").returncode == 0
+    assert pillar.read_text() == (examples / "manual.sls").read_text()
+
+
+@pytest.mark.parametrize(
+    ("example", "why"), [("issue-8102", "is a state file, no pillar"), ("nope", "is not there")]
+)
+def test_an_example_that_is_no_pillar_is_told_with_those_that_are(make, example, why):
+    done = make("highstate", f"EXAMPLE={example}")
+    assert done.returncode != 0
+    pillars = "default, external-disk, manual, r4, workstation"
+    assert f"pillar-examples/{example}.sls {why}; EXAMPLE is one of {pillars}\n" in done.stderr
+    assert not (make.tree / "demo/srv/pillar").exists()
+
+
+def test_install_leaves_a_users_driver_and_nothing_of_an_older_version(make, tmp_path):
+    core = tmp_path / "srv/_utils/qubes_storage"
+    for name in ("drivers/mine.py", "drivers/xen.py", "older.py", "older/__init__.py"):
+        (core / name).parent.mkdir(parents=True, exist_ok=True)
+        (core / name).write_text("of before\n")
+    assert make("install", f"DESTDIR={tmp_path}/srv").returncode == 0
+    assert (core / "drivers/mine.py").read_text() == "of before\n"
+    assert (core / "drivers/xen.py").read_text() != "of before\n"
+    assert not [path for path in core.iterdir() if path.name.startswith("older")]
