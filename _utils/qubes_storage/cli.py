@@ -21,10 +21,13 @@ INTERRUPTED = 130
 
 def main(argv=None):
     """Run a command line; returns the exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file would get its descriptor
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is shown all the same
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     image.watch = None if getattr(args, "quiet", False) else cli_output.progress()
     try:
         system = qubes_storage.connect(os.path.abspath(args.root), args.backend, args.socket)
@@ -51,6 +54,17 @@ def _show(args, result, lines):
     elif not getattr(args, "quiet", False):
         for line in lines:
             print(line)
+
+
+def _parse(argv):
+    """What is asked for; options of a pool may stand behind what begins with a dash too."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if any(text.startswith("-") for text in rest) or (rest and not hasattr(args, "options")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.options = [*args.options, *rest]
+    return args
 
 
 def _parser():
@@ -110,8 +124,8 @@ def _parser():
     remove = add("remove", _remove, "name", help="remove a VM and delete its images, for good")
     remove.add_argument("--just-db", action="store_true", help="leave its images where they are")
     remove.add_argument("-f", "--force", action="store_true", help="do not ask on a terminal")
-    add("commit", _vm_verb("commit_vm", "committed"), "name", help="make a template's changes last")
-    add("reset", _vm_verb("reset_vm", "reset"), "name", help="make volatile.img of a VM anew")
+    add("commit", _commit, "name", help="make a template's changes last")
+    add("reset", _reset, "name", help="make volatile.img of a VM anew")
     verify = add("verify", _verify, parents=shared, help="say what is wrong with VMs' images")
     verify.add_argument("names", metavar="NAME", nargs="*", help="default: every VM")
     add("orphans", _orphans, parents=shared, help="list directories that no VM owns")
@@ -162,26 +176,38 @@ def _remove(system, args):
     if not planned:
         raise _not_there(args.name)
     deleted = planned.get("deleted", {"old": []})["old"]
-    if deleted and sys.stdin.isatty() and not (args.force or args.json):
-        print("\n".join([f"VM {args.name} and its images go for good:", *deleted]))
-        if input("Delete them? [y/N] ").strip().lower() not in ("y", "yes"):
-            raise InvalidInput(f"VM {args.name}: was left as it is")
+    if deleted and sys.stdin.isatty() and not args.force:
+        _ask(args.name, deleted)
     changes = system.remove_vm(args.name, **how)
     if not changes:  # another was first
         raise _not_there(args.name)
     return changes, [f"VM {args.name} was removed"], 0
 
 
+def _ask(name, deleted):
+    """On standard error, so that what is returned stands alone on standard output."""
+    lines = [f"VM {name} and its images go for good:", *deleted, "Delete them? [y/N] "]
+    print("\n".join(lines), end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.buffer.readline()
+    if not answer.endswith(b"\n"):  # Ctrl-D leaves the cursor there
+        print(file=sys.stderr)
+    if answer.strip().lower() not in (b"y", b"yes"):
+        raise InvalidInput(f"VM {name}: was left as it is")
+
+
 def _not_there(name):
     return StoragePoolException(f"VM {name}: is not there; see qubes-storage ls")
 
 
-def _vm_verb(method, done):
-    def run(system, args):
-        changes = getattr(system, method)(args.name)
-        return changes, [f"VM {args.name} was {done}"], 0
+def _commit(system, args):
+    changes = system.commit_vm(args.name)
+    return changes, [f"VM {args.name} was committed"], 0
 
-    return run
+
+def _reset(system, args):
+    changes = system.reset_vm(args.name)
+    done = "was reset" if changes else "keeps its volatile.img"
+    return changes, [f"VM {args.name} {done}"], 0
 
 
 def _verify(system, args):

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -65,6 +66,15 @@ def test_pools_are_added_changed_shown_and_removed(call, machine):
     assert not machine.path("/mnt/ssd").exists()
 
 
+def test_options_of_a_pool_may_stand_behind_what_begins_with_a_dash(call, machine):
+    assert call("pool", "add", "ssd", "-q", "dir_path=/mnt/ssd", "min_free=1MiB") == (0, "", "")
+    assert call("pool", "set", "ssd", "min_free=2MiB", "-q", "dir_path=/mnt/ssd") == (0, "", "")
+    assert machine.connect().pool_info("ssd")["min_free"] == "2MiB"
+    done = (0, "pool ssd was set\n", "")
+    assert call("pool", "set", "ssd", "-u", "min_free", "dir_path=/mnt/ssd") == done
+    assert "min_free" not in machine.connect().pool_info("ssd")
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -72,6 +82,9 @@ def test_pools_are_added_changed_shown_and_removed(call, machine):
         (["pool", "remove", "nope"], 1, "pool nope: is not there"),
         (["pool", "add", "x", "dir_path"], 1, "pool x: 'dir_path' is not OPTION=VALUE"),
         (["pool", "add", "x", "a=1", "a=2"], 1, "pool x: a is given twice"),
+        (["pool", "add", "x", "-q", "a"], 1, "pool x: 'a' is not OPTION=VALUE"),
+        (["pool", "add", "x", "-q", "a=1", "--purge"], 2, "unrecognized arguments: a=1 --purge"),
+        (["remove", "work", "other"], 2, "unrecognized arguments: other"),
         (["pool"], 2, "COMMAND"),
         ([], 2, "COMMAND"),
         (["nonsense"], 2, "invalid choice"),
@@ -172,6 +185,28 @@ def test_a_terminal_is_asked_before_images_go(machine):
     assert not machine.path(f"{LIB}/appvms/work").exists()
     machine.connect().create_vm("work")
     assert on_terminal(command(machine, "remove", "-f", "work"))[0] == 0
+    assert "work" not in machine.entries()
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_as_one_that_leads_nowhere(machine, closed):
+    for args, code in (["ls"], 0), (["ls", "--json"], 0), (["remove", "nope"], 1):
+        line = f"{shlex.join(command(machine, *args))} {closed}"
+        done = subprocess.run(
+            line, shell=True, env=ENV, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+    line = f"{shlex.join(command(machine, 'remove', 'work'))} {closed}"
+    assert subprocess.run(line, shell=True, env=ENV, check=False).returncode == 0
+    assert list(machine.entries()) == ["dom0", "fedora-23"]
+
+
+def test_the_descriptor_of_a_closed_stream_goes_to_no_file(machine, monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert cli.main(["--root", str(machine.root), "remove", "work"]) == 0
+    assert [sys.stdin.name, sys.stdout.name, sys.stderr.name] == [os.devnull] * 3
     assert "work" not in machine.entries()
 
 

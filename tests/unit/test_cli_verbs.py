@@ -1,6 +1,7 @@
 """The command line, verb by verb: what each prints and makes, and what qvm-create's checks say."""
 
 import io
+import json
 import os
 import runpy
 import sys
@@ -46,6 +47,7 @@ def test_a_vm_is_cloned_renamed_grown_and_moved(call, machine):
 def test_a_template_is_committed_and_a_vm_reset(call):
     assert call("commit", "fedora-23") == (0, "VM fedora-23 was committed\n", "")
     assert call("reset", "work") == (0, "VM work was reset\n", "")
+    assert call("reset", "fedora-23") == (0, "VM fedora-23 keeps its volatile.img\n", "")
 
 
 @pytest.mark.parametrize(
@@ -112,17 +114,31 @@ def test_the_package_is_a_command_when_it_is_run_and_none_when_it_is_imported(mo
     assert capsys.readouterr().out == ""
 
 
-def test_a_terminal_is_asked_and_only_yes_removes(call, machine, monkeypatch):
+@pytest.fixture
+def keys(monkeypatch):
+    """What is typed at a terminal, which is standard input."""
     ours, theirs = os.openpty()
-    with os.fdopen(ours, "wb", buffering=0) as keys, os.fdopen(theirs) as stdin:
+    with os.fdopen(ours, "wb", buffering=0) as typed, os.fdopen(theirs) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        keys.write(b"\n")
-        code, out, err = call("remove", "work")
-        assert (code, err) == (1, "qubes-storage: VM work: was left as it is\n")
-        assert f"{LIB}/appvms/work/private.img" in out
-        assert "work" in machine.entries()
-        keys.write(b"Yes\n")
-        assert call("remove", "work")[0] == 0
+        yield typed
+
+
+@pytest.mark.parametrize("answer", [b"\n", b"n\n", b"\xff\n", b"\x04"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_terminal_is_asked_and_all_but_yes_leaves_the_vm(call, machine, keys, options, answer):
+    keys.write(answer)
+    code, out, err = call(*options, "remove", "work")
+    assert (code, out) == (1, "")
+    assert f"\n{LIB}/appvms/work/private.img\n" in err
+    assert err.endswith("qubes-storage: VM work: was left as it is\n")
+    assert "work" in machine.entries()
+
+
+def test_a_terminal_is_asked_and_yes_removes(call, machine, keys):
+    keys.write(b"Yes\n")
+    code, out, err = call("--json", "remove", "work")
+    assert (code, list(json.loads(out))) == (0, ["removed", "deleted"])
+    assert err.endswith("Delete them? [y/N] ")
     assert "work" not in machine.entries()
 
 
@@ -138,17 +154,19 @@ def test_a_reader_that_has_enough_ends_it_quietly(machine, monkeypatch, capsys):
 def test_a_vm_that_another_removed_while_the_question_stood_is_not_there(
     call, machine, monkeypatch
 ):
-    def answer(prompt):
-        assert "Delete them?" in prompt
-        machine.connect().remove_vm("work", purge=True)
-        return "y"
+    class Terminal:
+        isatty = staticmethod(lambda: True)
 
-    ours, theirs = os.openpty()
-    with os.fdopen(ours, "wb", buffering=0), os.fdopen(theirs) as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        monkeypatch.setattr("builtins.input", answer)
-        code, _, err = call("remove", "work")
-    assert (code, err) == (1, "qubes-storage: VM work: is not there; see qubes-storage ls\n")
+        @staticmethod
+        def readline():
+            machine.connect().remove_vm("work", purge=True)
+            return b"y\n"
+
+    Terminal.buffer = Terminal
+    monkeypatch.setattr(sys, "stdin", Terminal)
+    code, _, err = call("remove", "work")
+    assert code == 1
+    assert err.endswith("[y/N] qubes-storage: VM work: is not there; see qubes-storage ls\n")
 
 
 def test_what_it_says_goes_to_any_stream_and_a_name_that_is_not_utf8_is_shown(
