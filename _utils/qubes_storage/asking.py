@@ -43,6 +43,8 @@ def _checked(method, kind):
 def _check(kind, name, found):
     for word in _TEXTS:
         value = found.get(word)
+        if value == "":
+            raise InvalidInput(f"{kind} {name!r}: the {word} is empty; name one or leave it out")
         if value is not None or (word == "name" and word in found):
             _check_text(value, f"{kind} {name!r}: {word}")
     for word in _FLAGS:

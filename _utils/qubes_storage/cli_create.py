@@ -91,6 +91,8 @@ def _check(args, standalone):
     if re.fullmatch(r"disp\d+", name):
         raise InvalidInput(f"VM {name}: such a name is for the DispVMs that are made at start")
     root = args.root_move_from if args.root_copy_from is None else args.root_copy_from
+    if root == "":
+        raise InvalidInput(f"VM {name}: the file of its root image is empty; name one")
     if root is not None and not standalone:
         raise InvalidInput(f"VM {name}: only a VM with a root of its own takes {root}; add -s")
     if args.hvm_template and args.template is not None:

@@ -147,7 +147,7 @@ def test_what_the_daemon_would_take_or_drop_in_silence_is_refused(there, config,
 @pytest.mark.parametrize("name", ["a b", "a/b", "", "é", "a\n", 17, None])
 def test_a_name_that_the_daemon_drops_is_refused(there, name):
     daemon, system = there
-    with pytest.raises(InvalidInput, match="letters, digits|not a text"):
+    with pytest.raises(InvalidInput, match="letters, digits|not a text|is empty"):
         system.add_pool(name, "file", dir_path="/mnt/new")
     assert not daemon.log
 
