@@ -158,6 +158,24 @@ def test_one_volume_can_move_alone(there):
     assert system.vm_diff("alone", **declared) == {}
 
 
+def test_the_pool_that_a_vm_moves_to_has_to_have_room_for_it_and_not_the_one_it_leaves(there):
+    daemon, system = there
+    daemon.vms["work"].volumes["private"].rw = True
+    declared = {"pool": "btrfs", "migrate": True, "volumes": {"private": "30GiB"}}
+    system.set_pool("btrfs", min_free="300GiB")
+    with pytest.raises(StoragePoolException, match=r"pool btrfs: .* min_free keeps 300\.0 GiB"):
+        system.set_vm("work", **declared)
+    system.set_pool("btrfs", options={"min_free": None})
+    system.set_pool("ssd", min_free="300GiB")
+    planned = system.vm_diff("work", **declared)
+    assert set(planned) == {"pool", "volumes"}
+    assert system.set_vm("work", **declared) == planned
+    private = daemon.vms["work"].volumes["private"]
+    assert (private.pool.name, private.size) == ("btrfs", 30 * GIB)
+    system.refresh()
+    assert system.vm_diff("work", **declared) == {}
+
+
 def test_what_cannot_move_is_refused_before_anything_is_written(there):
     daemon, system = there
     with pytest.raises(NotSupported, match="no volumes of its own"):

@@ -132,7 +132,7 @@ class AdminVMPlan(AdminVMNew):
             if "size" in options and found.snap:
                 raise self._is_snapshot(name, volume)
             if options.get("size", 0) > found.size:
-                self.check_growth(found.pool)
+                self.check_growth(to)
                 plan.sizes[volume] = options["size"]
                 old_sizes[volume] = found.size
             keep = options.get("revisions_to_keep")
