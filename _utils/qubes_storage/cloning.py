@@ -82,7 +82,7 @@ class Cloning:
         self.check_growth(place, self._needed(plan))
         build.check_vacant(place, vm)
         self.registry().unused("qid")
-        changes = self._created(vm, runs_on, sizes, left)
+        changes = self._created(plan, runs_on, sizes, left)
         return {**changes, "clone_from": {"old": None, "new": clone_from}}, plan
 
     def _check_sources(self, name, clone_from, pool):

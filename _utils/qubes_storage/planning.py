@@ -24,7 +24,7 @@ _SECTOR = 512
 def check_volumes(name, volumes):
     """
     ``{volume: bytes}`` of what is declared, in whole sectors, for a disk has no other size; a bare
-    size is short for ``{size: ...}``.
+    size is short for ``{size: ...}``, and None declares nothing.
     """
     if volumes is None:
         return {}
@@ -38,17 +38,17 @@ def check_volumes(name, volumes):
                 " (R3.2 makes volatile.img anew at each start)"
             )
         options = value if isinstance(value, dict) else {"size": value}
-        for option in options:
-            if option in ("pool", "revisions_to_keep"):
+        for option, given in options.items():
+            if option not in ("size", "pool", "revisions_to_keep"):
+                raise InvalidInput(
+                    f"VM {name}: volume {volume} has no option {option!r}; it takes size"
+                )
+            if option != "size" and given is not None:
                 raise NotSupported(
                     f"VM {name}: {option} of volume {volume}: backend local keeps all images of a"
                     " VM in one pool, as that says; declare the VM's pool, and its options"
                 )
-            if option != "size":
-                raise InvalidInput(
-                    f"VM {name}: volume {volume} has no option {option!r}; it takes size"
-                )
-        if "size" in options:
+        if options.get("size") is not None:
             size = parse_size(options["size"], f"VM {name}: volume {volume}")
             sizes[volume] = min(size + -size % _SECTOR, 2**63 - _SECTOR)  # a file holds no more
     return sizes
@@ -161,7 +161,7 @@ class Planning:
         self.check_growth(place, self._needed(plan))
         build.check_vacant(place, vm)
         registry.unused("qid")
-        changes = self._created(vm, template, sizes, left)
+        changes = self._created(plan, template, sizes, left)
         if outside[0] is not None:
             word = "root_move_from" if outside[1] else "root_copy_from"
             changes[word] = {"old": None, "new": outside[0]}
@@ -187,14 +187,16 @@ class Planning:
             raise StoragePoolException("; ".join(map(str, lacking)), waits_for)
 
     @staticmethod
-    def _created(vm, template, sizes, left):
+    def _created(plan, template, sizes, left):
+        vm = plan.vm
+        made = {wanted.filename: wanted.size for wanted in plan.images}
         new = {
             "created": vm.name,
             "klass": vm.klass.name,
             "template": template,
             "label": vm.label,
             "pool": vm.pool,
-            "volumes": sizes or None,
+            "volumes": {v: made[IMAGES[v]] for v in sizes} or None,
         }
         changes = {k: {"old": None, "new": v} for k, v in new.items() if v is not None}
         if left:

@@ -11,7 +11,7 @@ from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.planning import Planning, check_volumes
 from qubes_storage.pool import Pool
-from qubes_storage.values import format_size
+from qubes_storage.values import format_size, parse_size
 from qubes_storage.vm import ICONS, IMAGES, VM, start_attrs
 
 
@@ -205,7 +205,8 @@ class VMs(Planning, Comparing, Cloning):
 
         Smaller is refused. A loop device over the image, by which a running VM has it, grows too.
         """
-        size = check_volumes(name, {volume: {"size": size}})[volume]
+        size = parse_size(size, f"VM {name}: volume {volume}")
+        check_volumes(name, {volume: size})
         with self.locked("VM", name):
             vm = self.get_vm(name)
             self._check_own_directory(vm)

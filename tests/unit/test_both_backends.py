@@ -1,7 +1,7 @@
 """The verbs that both backends have, run on R3.2's files and on R4's daemon; and those of one."""
 
 import pytest
-from qubes_storage import NotSupported, connect
+from qubes_storage import InvalidInput, NotSupported, connect
 
 from tests.r4.machine import forget, machine
 
@@ -98,6 +98,43 @@ def test_vms_are_created_told_of_changed_checked_and_removed(there):
     there.again()
     assert "new" not in system.list_vms()
     assert system.remove_vm("new", purge=True) == {}
+
+
+@pytest.mark.parametrize("source", [None, "template", "clone_from"])
+def test_the_sizes_that_are_told_of_a_new_vm_are_those_that_are_made(there, source):
+    system = there.system
+    system.resize_vm(there.template, "root", "12GiB")
+    there.again()
+    declared = {"klass": "TemplateVM", **({source: there.template} if source else {})}
+    declared["volumes"] = {"private": 10, "root": "5GiB"}
+    planned = system.vm_diff("new", **declared)
+    there.again()
+    assert system.create_vm("new", **declared) == planned
+    there.again()
+    volumes = system.vm_info("new")["volumes"]
+    made = {"private": 2 * GIB, "root": (12 if source else 10) * GIB}
+    assert planned["volumes"]["new"] == {v: volumes[v]["size"] for v in made} == made
+    assert system.vm_diff("new", **declared) == {}
+
+
+def test_what_is_null_of_a_volume_is_not_declared(there):
+    system = there.system
+    nothing = dict.fromkeys(("size", "pool", "revisions_to_keep"))
+    for volumes in ({"private": None}, {"private": nothing}):
+        assert "volumes" not in system.vm_diff("new", template=there.template, volumes=volumes)
+        assert system.vm_diff(there.template, volumes=volumes) == {}
+    with pytest.raises(InvalidInput, match="has no option 'colour'"):
+        system.vm_diff("new", template=there.template, volumes={"private": {"colour": None}})
+    with pytest.raises(InvalidInput, match="None is not a size"):
+        system.resize_vm(there.template, "private", None)
+
+
+@pytest.mark.parametrize("word", ["klass", "template", "pool", "clone_from", "root_copy_from"])
+def test_a_word_that_is_empty_is_told(there, word):
+    with pytest.raises(InvalidInput, match=f"VM 'new': the {word} is empty"):
+        there.system.vm_diff("new", **{word: ""})
+    with pytest.raises(InvalidInput, match="VM '': the name is empty"):
+        there.system.vm_info("")
 
 
 def test_a_vm_is_cloned_moved_and_reported(there):

@@ -1,7 +1,7 @@
 """R4: what a new VM needs, validated and planned."""
 
 from qubes_storage.admin.pool_plan import check_revisions
-from qubes_storage.admin.vm_words import OWN, Plan, check_klass
+from qubes_storage.admin.vm_words import OWN, SIZES, Plan, check_klass
 from qubes_storage.adminapi import lines
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.values import check_vm_name
@@ -137,7 +137,9 @@ class AdminVMNew:
             if "size" in options:
                 if volume not in (*OWN[plan.klass], "volatile"):
                     raise self._is_snapshot(name, volume)
-                plan.sizes[volume] = options["size"]
+                source = self._copied_volume(plan, volume)
+                made = source.size if source else SIZES[volume]
+                plan.sizes[volume] = max(options["size"], made)
             if "revisions_to_keep" in options:
                 to = plan.pools.get(volume, defaults.get(f"default_pool_{volume}"))
                 driver = self.check_pool(to, f"VM {name}: volume {volume}") if to else None
@@ -148,8 +150,14 @@ class AdminVMNew:
         for volume, to in plan.pools.items():
             self._check_target(name, volume, to, plan.klass)
             needed.setdefault(to, 0)
-            source = plan.copied and volume in OWN[plan.klass] and self.volume(plan.copied, volume)
+            source = self._copied_volume(plan, volume)
             if source and source.pool != to:
                 needed[to] += source.usage
         for to, size in needed.items():
             self.check_growth(to, size)
+
+    def _copied_volume(self, plan, volume):
+        """The volume of which one of a new VM is to be a copy, or None."""
+        if not plan.copied or volume not in OWN[plan.klass]:
+            return None
+        return self.volume(plan.copied, volume)

@@ -12,6 +12,9 @@ OWN = {
     "StandaloneVM": ("root", "private"),
     "DispVM": (),
 }
+_GIB = 1024**3
+# What qubesd gives the volumes of a new VM.
+SIZES = {"root": 10 * _GIB, "private": 2 * _GIB, "volatile": 10 * _GIB}
 _OLD = {
     "NetVM": "an AppVM with provides_network: declare AppVM, and set it with qvm-prefs",
     "ProxyVM": "an AppVM with provides_network: declare AppVM, and set it with qvm-prefs",
@@ -29,7 +32,7 @@ class Plan:
     template: str = None  # what it runs on
     label: str = None
     pools: dict = field(default_factory=dict)  # {volume: pool} that are declared
-    sizes: dict = field(default_factory=dict)  # {volume: bytes} to grow to
+    sizes: dict = field(default_factory=dict)  # {volume: bytes} to grow to, or of a new VM
     revisions: dict = field(default_factory=dict)  # {volume: revisions_to_keep} to set
     copied: str = None  # the VM that it is a copy of
 
