@@ -7,6 +7,7 @@ import stat
 from qubes_storage import files, guards, owning, registry
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.pool import CONF, Pool, in_force, is_place
+from qubes_storage.values import shown
 from qubes_storage.vm import SUBDIRS, VM
 
 
@@ -24,9 +25,7 @@ class Placing:
             if vm is None or vm.klass.name in ("AdminVM", "DispVM"):
                 continue
             some = True
-            fd = pool.open_vm(vm)
-            if fd is not None:
-                os.close(fd)
+            if _holds(pool, vm):
                 return False
         return some
 
@@ -127,6 +126,33 @@ class Placing:
                     raise  # the root itself
                 rest.append(last)
 
+    def _refuse_move(self, name, moved, pool):
+        """
+        Nothing of a pool's place changes under its VMs; but its dir_path may be put right where
+        somebody wrote another one: none of them is there, and all are in that of ``pool``.
+        """
+        vms = self.vms_in(name)
+        if vms and not (moved == ["dir_path"] and self._is_nowhere(name)):
+            raise StoragePoolException(
+                f"pool {name}: {', '.join(moved)} cannot change while VMs lie in it"
+                f" ({shown(vm.name for vm in vms)}); migrate or remove them first, or"
+                " declare another pool"
+            )
+        lost = [vm.name for vm in vms if vm.klass.name != "DispVM" and not _holds(pool, vm)]
+        if lost:
+            raise StoragePoolException(
+                f"pool {name}: VMs lie neither where {CONF} has it nor in {pool.dir_path}"
+                f" ({shown(lost)}); mount its disk, or put the dir_path where they lie back into"
+                f" {CONF}"
+            )
+
+    def _is_nowhere(self, name):
+        """Whether no VM can be where storage.conf has a pool."""
+        try:
+            return self.is_absent_disk(self.get_pool(name))
+        except StoragePoolException:
+            return True  # of such a dir_path no pool can be made
+
     @contextlib.contextmanager
     def _made(self, pool):
         """Make the directories of a pool; if its section is not written then, take them away."""
@@ -202,6 +228,15 @@ class Placing:
         with files.closing(files.open_dir(self.root, parent)) as fd:
             os.rmdir(name, dir_fd=fd)
             os.fsync(fd)
+
+
+def _holds(pool, vm):
+    """Whether a VM's directory is in a pool."""
+    fd = pool.open_vm(vm)
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
 
 
 def pool_of(entry):

@@ -135,7 +135,7 @@ class Pools(Placing):
             return self._with_guards(name, old, declared, changes), options
         moved = sorted(set(changes) & set(_PLACE))
         if old is not None and moved:
-            self._refuse_move(name, moved)
+            self._refuse_move(name, moved, pool)
         if old is None or "dir_path" in changes:
             files.check_dir_path(name, pool.dir_path)
         moving = old is None or "dir_path" in changes
@@ -192,15 +192,6 @@ class Pools(Placing):
             if not guards.same(key, before.get(key), value):
                 changes[key] = {"old": before.get(key), "new": value}
         return changes
-
-    def _refuse_move(self, name, moved):
-        vms = self.vms_in(name)
-        if vms:
-            raise StoragePoolException(
-                f"pool {name}: {', '.join(moved)} cannot change while VMs lie in it"
-                f" ({shown(vm.name for vm in vms)}); migrate or remove them first, or"
-                " declare another pool"
-            )
 
     def add_pool(
         self, name, driver=None, options=None, require_mount=None, min_free=None, **config

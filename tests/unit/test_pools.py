@@ -314,6 +314,37 @@ def test_a_pool_does_not_move_away_from_its_vms(ssd, root, options):
         ssd.set_pool("ssd", options=options)
 
 
+@pytest.mark.parametrize("wrong", ["/opt/zz", "opt/zz"])
+def test_a_dir_path_that_somebody_changed_is_put_back_where_the_vms_are(ssd, root, wrong):
+    ssd.set_pool("default")
+    for name in ("base", "other"):
+        ssd.create_vm(name, klass="TemplateVM", pool="ssd")
+    conf = root / CONF
+    before = conf.read_text()
+    conf.write_text(before.replace("/opt/ssd", wrong))
+    with refused(root, r"lie neither where .* nor in /opt/yy \(base, other\); mount its disk"):
+        ssd.set_pool("ssd", dir_path="/opt/yy")
+    changes = {"dir_path": {"old": wrong, "new": "/opt/ssd"}}
+    assert ssd.pool_diff("ssd", dir_path="/opt/ssd") == changes
+    assert ssd.set_pool("ssd", dir_path="/opt/ssd") == changes
+    assert conf.read_text() == before
+    assert ssd.pool_diff("ssd", dir_path="/opt/ssd") == {}
+
+
+def test_a_dir_path_is_not_put_where_not_all_vms_are(ssd, root):
+    ssd.set_pool("default")
+    for name in ("base", "other"):
+        ssd.create_vm(name, klass="TemplateVM", pool="ssd")
+    (root / "opt/copied/vm-templates/base").mkdir(parents=True)
+    (root / "opt/copied/vm-templates/other").mkdir()
+    with refused(root, r"cannot change while VMs lie in it \(base, other\); migrate"):
+        ssd.set_pool("ssd", dir_path="/opt/copied")
+    (root / "opt/copied/vm-templates/base").rmdir()
+    (root / CONF).write_text((root / CONF).read_text().replace("/opt/ssd", "/opt/zz"))
+    with refused(root, r"nor in /opt/copied \(base\); mount its disk"):
+        ssd.set_pool("ssd", dir_path="/opt/copied")
+
+
 # --- storage.conf as a file
 
 
