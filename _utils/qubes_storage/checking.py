@@ -30,7 +30,8 @@ class Checking:
         What is wrong with a VM's files, as sentences: images that are missing or of a wrong size,
         its template's root, its kernel, files that have no business there, links, modes.
 
-        volatile.img and root-cow.img may be missing: R3.2 makes them when the VM starts.
+        volatile.img and root-cow.img may be missing: R3.2 makes them when the VM starts; and
+        volatile.img may be of any size: R3.2 grows root without it.
         """
         vm = self.get_vm(name)
         if vm.klass.name in ("AdminVM", "DispVM"):
@@ -74,19 +75,13 @@ class Checking:
 
     @staticmethod
     def _wrong_sizes(vm, place, sizes):
-        found = []
-        root, cow, volatile = (sizes.get(v) for v in ("root", "root-cow", "volatile"))
-        if root and cow and cow[0] < root[0]:
-            found.append(
-                f"{place}/{IMAGES['root-cow']}: is of {format_size(cow[0])}, too small for a root"
-                f" of {format_size(root[0])}; make it anew with qubes_vm.commit {vm.name}"
-            )
-        if root and volatile and volatile[0] < volatile_size(root[0]):
-            found.append(
-                f"{place}/{IMAGES['volatile']}: is of {format_size(volatile[0])}, too small for a"
-                f" root of {format_size(root[0])}; delete it and run qubes_vm.reset {vm.name}"
-            )
-        return found
+        root, cow = sizes.get("root"), sizes.get("root-cow")
+        if not root or not cow or cow[0] >= root[0]:
+            return []
+        return [
+            f"{place}/{IMAGES['root-cow']}: is of {format_size(cow[0])}, too small for a root"
+            f" of {format_size(root[0])}; make it anew with qubes_vm.commit {vm.name}"
+        ]
 
     def _verify_template(self, vm):
         qid = vm.entry.attrs.get("template_qid", "none")
