@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from qubes_storage import owning
+from qubes_storage import mounts, owning
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.trees import closing, exists, open_subdir
 
@@ -193,12 +193,7 @@ def is_mount(root, path):
             real = os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return False
-    with open("/proc/self/mountinfo", "rb") as table:
-        points = {line.split(b" ")[4] for line in table}
-    escaped = os.fsencode(real)
-    for char in b"\\", b" ", b"\t", b"\n":
-        escaped = escaped.replace(char, b"\\%03o" % ord(char))
-    return escaped in points
+    return mounts.is_point(real)
 
 
 def check_dir_path(pool, path, option="dir_path"):

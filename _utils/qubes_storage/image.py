@@ -4,10 +4,10 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import stat
 import struct
 
+from qubes_storage import mounts
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.opening import open_image, pinned, reopen
 
@@ -27,7 +27,6 @@ _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHARING = {"btrfs", "bcachefs", "ocfs2", "zfs"}
 # xfs does if it was made so: its geometry (XFS_IOC_FSGEOMETRY_V4) has flags at that offset.
 _XFS_GEOMETRY, _XFS_FLAGS, _XFS_REFLINK = 0x8070587C, 92, 1 << 20
-_ESCAPED = re.compile(r"\\(\d{3})")  # a character of a path in the mount table
 watch = None  # called with (path, bytes copied, bytes to copy) while a copy goes on, if it is set
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EBADF}
 
@@ -163,28 +162,9 @@ def measure(dir_fd, name):
     return found.st_size, found.st_blocks * 512
 
 
-def filesystem(fd):
-    """The type of the filesystem that an open file lies on, from the kernel's mount table."""
-    found = os.fstat(fd).st_dev
-    wanted = f"{os.major(found)}:{os.minor(found)}"
-    real = os.readlink(f"/proc/self/fd/{fd}") + "/"
-    best = ("", "")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            fields = line.split(" ")
-            kind = fields[fields.index("-") + 1]
-            if fields[2] == wanted:
-                return kind
-            # btrfs shows another device number for each subvolume: the longest mount point it is
-            point = _ESCAPED.sub(lambda char: chr(int(char[1], 8)), fields[4]).rstrip("/") + "/"
-            if real.startswith(point) and len(point) >= len(best[0]):
-                best = (point, kind)
-    return best[1]
-
-
 def shares_blocks(fd):
     """Whether copies on the filesystem of an open directory share blocks; nothing is written."""
-    kind = filesystem(fd)
+    kind = mounts.filesystem(fd)
     if kind != "xfs":
         return kind in _SHARING
     geometry = bytearray(_XFS_GEOMETRY >> 16 & 0x3FFF)

@@ -1,6 +1,6 @@
 """A bird's-eye view: every pool, its filesystem, and the VMs in it with their sizes."""
 
-from qubes_storage import files, image
+from qubes_storage import files, image, mounts
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.pool import CONF
@@ -56,7 +56,7 @@ class Report:
         """``(type, whether copies on it share blocks)`` of a pool's filesystem."""
         try:
             with files.closing(self.get_pool(name).open()) as fd:
-                return image.filesystem(fd), image.shares_blocks(fd)
+                return mounts.filesystem(fd), image.shares_blocks(fd)
         except (AttributeError, StoragePoolException):
             return None, None
 

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from qubes_storage import image
+from qubes_storage import image, mounts
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1
@@ -45,17 +45,11 @@ def remove_tree(dir_fd, name, depth=0):
         return
     check_depth(depth, name)
     with closing(open_subdir(dir_fd, name)) as fd:
-        if _mount_of(fd) != _mount_of(dir_fd):
+        if mounts.mount_of(fd) != mounts.mount_of(dir_fd):
             raise OSError(errno.EBUSY, f"{name} is a mount point: unmount it", name)
         for entry in os.listdir(fd):
             remove(fd, entry, depth + 1)
     os.rmdir(name, dir_fd=dir_fd)
-
-
-def _mount_of(fd):
-    """The line of the kernel's that tells which mount an open file is on."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as told:
-        return next(line for line in told if line.startswith("mnt_id:"))
 
 
 def remove(dir_fd, name, depth=0):

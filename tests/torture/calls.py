@@ -27,6 +27,7 @@ CALLS = {
 _CREATES = ("O_CREAT", "O_TRUNC", "O_TMPFILE")
 _LOOKS = (
     "FS_INFO", "INO_LOOKUP", "GETVERSION", "TCGETS", "FIGETBSZ", "GETFLAGS", "FIEMAP", "BLKGETSIZE",
+    "0x58, 0x7c",  # XFS_IOC_FSGEOMETRY_V4
 )  # fmt: skip
 _LINE = re.compile(rb"(?:\d+ +)?(\w+)\((.*?)(?:\) += (.*)| <unfinished \.\.\.>)$")
 _TOKEN = re.compile(rb'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?|(-?\d+|AT_FDCWD)<([^<>]*)>(?:\(deleted\))?')

@@ -39,8 +39,8 @@ _NOTICE, _ANSWER = "=QIIiIQ6Q", "=QqiI"
 # Which calls of a name are asked about, by an argument: those that calls.counts() counts.
 _BITS = {"open": (1, 0o20001100), "openat": (2, 0o20001100)}  # O_CREAT, O_TRUNC, O_TMPFILE
 _TCGETS = 0x5401  # what Python asks of each file that it opens as text
-# BTRFS_IOC_FS_INFO, BTRFS_IOC_INO_LOOKUP, FS_IOC_GETVERSION
-_LOOKS = (0x8400941F, 0xD0009412, 0x80087601)
+# BTRFS_IOC_FS_INFO, BTRFS_IOC_INO_LOOKUP, FS_IOC_GETVERSION, XFS_IOC_FSGEOMETRY_V4
+_LOOKS = (0x8400941F, 0xD0009412, 0x80087601, 0x8070587C)
 _VALUES = {"fcntl": (1, (6, 7, 37, 38))}  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
 
 

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 
 import pytest
-from qubes_storage import files, image
+from qubes_storage import files, image, mounts
 
 MIB = 1024**2
 SIZE = 64 * MIB
@@ -102,7 +102,7 @@ def test_a_clone_is_apart_from_its_source(place):
 def test_blocks_are_shared_where_the_filesystem_can(mounted, place):
     kind = mounted[0]
     with files.closing(os.open(place, os.O_RDONLY)) as fd:
-        assert image.filesystem(fd) == kind
+        assert mounts.filesystem(fd) == kind
         assert image.shares_blocks(fd) is (kind in ("btrfs", "xfs"))
         write(place / "source", [(0, os.urandom(32 * MIB))])
         os.sync()
@@ -118,7 +118,7 @@ def test_xfs_that_was_made_to_share_no_blocks_is_known_without_a_try(tmp_path):
     mount("xfs", tmp_path / "xfs", options=["-m", "reflink=0"])
     try:
         with files.closing(os.open(tmp_path / "xfs", os.O_RDONLY)) as fd:
-            assert image.filesystem(fd) == "xfs"
+            assert mounts.filesystem(fd) == "xfs"
             assert image.shares_blocks(fd) is image.can_share(fd) is False
     finally:
         subprocess.run(["umount", tmp_path / "xfs"], check=True)
@@ -133,7 +133,7 @@ def test_a_filesystem_is_known_whatever_its_mount_point_is_called(tmp_path):
         with files.closing(os.open(place, os.O_RDONLY)) as fd:
             image.create_subvolume(fd, "vm")
         with files.closing(os.open(image_dir, os.O_RDONLY)) as fd:
-            assert image.filesystem(fd) == "btrfs"
+            assert mounts.filesystem(fd) == "btrfs"
             assert image.shares_blocks(fd)
     finally:
         subprocess.run(["umount", place], check=True)

@@ -2,7 +2,7 @@
 
 import os
 
-from qubes_storage import files, image, mending, owning, revisions, trees
+from qubes_storage import files, image, mending, mounts, owning, revisions, trees
 from qubes_storage.drivers import reflink
 from qubes_storage.exc import StoragePoolException
 
@@ -14,7 +14,7 @@ class Pool(reflink.Pool):
         super().__init__(name, dir_path=dir_path, revisions_to_keep=revisions_to_keep)
 
     def check_setup(self, fd, try_out):
-        kind = image.filesystem(fd)
+        kind = mounts.filesystem(fd)
         if kind != "btrfs":
             raise StoragePoolException(
                 f"pool {self.name}: {self.dir_path} lies on {kind}, not on btrfs; mount btrfs at"

@@ -1,6 +1,6 @@
 """Images that share blocks: copies cost no space and no time, and old images are kept."""
 
-from qubes_storage import image, pool, revisions
+from qubes_storage import image, mounts, pool, revisions
 from qubes_storage.exc import InvalidInput, StoragePoolException
 
 
@@ -23,8 +23,8 @@ class Pool(pool.Pool):
             return
         if not (image.can_share(fd) if try_out else image.shares_blocks(fd)):
             raise StoragePoolException(
-                f"pool {self.name}: {self.dir_path} lies on {image.filesystem(fd)}, which shares no"
-                " blocks there; mount btrfs or xfs (made with reflink=1) at it, take driver xen, or"
+                f"pool {self.name}: {self.dir_path} lies on {mounts.filesystem(fd)}, which shares"
+                " no blocks there; mount btrfs or xfs (made with reflink=1) at it, take driver xen, or"
                 " set setup_check: false to live without"
             )
 
