@@ -120,7 +120,7 @@ def _take_away(fd, name, marker):
     """Delete a marker that is open, and what is in it, wherever it is now."""
     # Opened again, for btrfs lists what was there when a handle was opened.
     with files.closing(files.open_subdir(marker, ".")) as again:
-        for entry in os.listdir(again):
+        for entry in sorted(os.listdir(again)):
             trees.remove(again, entry)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.rmdir(name, dir_fd=fd)

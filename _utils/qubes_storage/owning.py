@@ -127,7 +127,7 @@ def workshop(dir_fd, name):
         finally:
             with contextlib.suppress(OSError):  # what cannot go now goes with the next run
                 with closing(open_subdir(fd, ".")) as again:  # as btrfs lists it now
-                    for entry in os.listdir(again):
+                    for entry in sorted(os.listdir(again)):
                         remove(again, entry)
                 clear(dir_fd, name)
             os.fsync(dir_fd)

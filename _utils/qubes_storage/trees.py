@@ -47,7 +47,7 @@ def remove_tree(dir_fd, name, depth=0):
     with closing(open_subdir(dir_fd, name)) as fd:
         if mounts.mount_of(fd) != mounts.mount_of(dir_fd):
             raise OSError(errno.EBUSY, f"{name} is a mount point: unmount it", name)
-        for entry in os.listdir(fd):
+        for entry in sorted(os.listdir(fd)):
             remove(fd, entry, depth + 1)
     os.rmdir(name, dir_fd=dir_fd)
 

@@ -24,8 +24,8 @@ class Pool(pool.Pool):
         if not (image.can_share(fd) if try_out else image.shares_blocks(fd)):
             raise StoragePoolException(
                 f"pool {self.name}: {self.dir_path} lies on {mounts.filesystem(fd)}, which shares"
-                " no blocks there; mount btrfs or xfs (made with reflink=1) at it, take driver xen, or"
-                " set setup_check: false to live without"
+                " no blocks there; mount btrfs or xfs (made with reflink=1) at it, take driver xen,"
+                " or set setup_check: false to live without"
             )
 
     def snapshot(self, fd, names):
