@@ -103,12 +103,15 @@ requires what is absent, so there is no circle.
 {%- for name, config in parts.vms.items() %}
   {%- if config.get("absent") %}
     {#- What a VM is tells the registry better than a pillar that only says that it goes. #}
-    {%- set there = salt["qubes_vm.list"]().get(name, {}) if "qubes_vm.list" in salt else {} %}
-    {%- set klass = there.get("klass") or config.get("klass") or "" %}
+    {%- set klass = salt["qubes_vm.klass"](name) if "qubes_vm.klass" in salt else none %}
+    {%- set klass = klass or config.get("klass") or "" %}
     {%- set kind = "templates" if (klass | string).startswith("Template") else "vms" %}
-    {%- if wrong %}
+    {%- set unknown = config.keys() | reject("in", vm_keys + ["absent", "purge"])
+                      | map("string") | sort %}
+    {%- if wrong or unknown %}
       {#- What is wrong may be what was to be made of it. #}
-      {%- set comment = "VM " ~ name ~ " stays while the pillar is wrong" %}
+      {%- set comment = "VM " ~ name ~ (" that is absent takes no " ~ unknown | join(", ")
+                        if unknown else " stays while the pillar is wrong") %}
       {%- do gone[kind].update({"VM " ~ name: {"test.fail_without_changes": [
             {"comment": comment}]}}) %}
     {%- else %}
@@ -125,13 +128,18 @@ requires what is absent, so there is no circle.
             {"comment": comment}]}}) %}
     {%- else %}
       {%- set require = [] %}
-      {%- set pool = config.get("pool", "default") %}
+      {%- set pools = [config.get("pool", "default")] %}
+      {%- for volume in (config.volumes.values() if config.get("volumes") is mapping else [])
+            if volume is mapping %}
+        {%- do pools.append(volume.get("pool")) %}
+      {%- endfor %}
       {%- if "pool" not in config and parts.default_pools %}
         {%- do require.append("default pools") %}
       {%- endif %}
-      {%- if pool is string and pool in parts.pools and not parts.pools[pool].get("absent") %}
+      {%- for pool in pools | select("string") | unique
+            if pool in parts.pools and not parts.pools[pool].get("absent") %}
         {%- do require.append("pool " ~ pool) %}
-      {%- endif %}
+      {%- endfor %}
       {%- set sources = [config.get("template"), config.get("clone_from")]
                         | select("string") | list %}
       {#- Who declares neither runs on the default template, maybe the first that this run makes. #}

@@ -48,6 +48,27 @@ def list_():
         return _system().list_vms()
 
 
+def klass(name):
+    """
+    Return the class of a VM, or None where there is none of that name or nothing can be read.
+
+    It never fails, for the pillar's states to be put in order by it.
+
+    name
+        Name of the VM.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        qubesctl qubes_vm.klass work
+    """
+    try:
+        return _system().list_vms().get(name, {}).get("klass")
+    except (OSError, qubes_storage.StoragePoolException):
+        return None
+
+
 def info(name):
     """
     Return what there is of a VM, or None if there is none of that name.

@@ -138,3 +138,29 @@ def test_absent_can_be_switched_off(apply, root, old, absent):
     assert {state.result for state in apply(pillar).values()} == {True}
     assert os.listdir(root / "opt/ssd/appvms") == ["app"]
     assert not any(state.changes for state in apply(pillar).values())
+
+
+def test_what_is_misspelt_beside_absent_is_told_and_nothing_goes(apply, root, old):
+    before = snapshot(root)
+    run = apply({"vms": {"old": {"absent": True, "puge": True}}})
+    assert run["VM old"].result is False
+    assert "takes no puge" in run["VM old"].comment
+    assert snapshot(root) == before
+
+
+def test_a_registry_that_cannot_be_read_is_an_error_of_each_vm_alone(apply, root, old):
+    (root / "var/lib/qubes/qubes.xml").write_text("<torn")
+    run = apply({"pools": {"new": {"dir_path": "/opt/new"}}, "vms": {"old": {"absent": True}}})
+    assert run["VM old"].result is False
+    assert "qubes.xml" in run["VM old"].comment
+    assert old.exists()
+
+
+def test_a_vm_requires_the_pools_of_its_volumes(apply):
+    pillar = {
+        "vms": {"work": {"volumes": {"private": {"pool": "fast"}, "root": "12GiB"}}},
+        "pools": {"fast": {"dir_path": "/opt/fast", "min_free": "no size"}},
+    }
+    run = apply(pillar)
+    assert run["pool fast"].result is False
+    assert "requisite" in run["VM work"].comment
