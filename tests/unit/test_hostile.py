@@ -117,7 +117,7 @@ def test_two_names_in_one_directory_are_no_names_elsewhere(machine):
     system = machine.connect()
     assert "volumes" in system.set_vm("work", volumes={"private": "3GiB"})
     system.migrate_vm("work", "foo")
-    system.clone_vm("work", "play")
+    system.clone_vm("work", "play", "default")
     found = system.list_vms()
     assert (found["work"]["pool"], found["play"]["pool"]) == ("foo", "default")
 
