@@ -42,10 +42,16 @@ class Placing:
         if not isinstance(pool, Pool):
             return
         for path in (pool.dir_path, os.path.dirname(pool.dir_path.rstrip("/"))):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 with files.closing(files.open_dir(self.root, path)) as fd:
                     pool.check_setup(fd, try_out)
                 return
+            except FileNotFoundError:
+                continue  # it is made, where the next one is
+            except OSError as err:
+                raise StoragePoolException(
+                    f"pool {pool.name}: {path}: {err.strerror}; mend it and try again"
+                ) from err
 
     def _check_mount(self, name, exists, declared):
         kept = {**(self.guards(name) if exists else {}), **declared.guards}

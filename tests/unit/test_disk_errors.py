@@ -238,3 +238,11 @@ def test_a_driver_that_keeps_no_revisions_goes_back_to_none(machine):
     pool = machine.connect().get_pool("foo")
     with pytest.raises(NotSupported, match="pool foo: its driver keeps no revisions"):
         pool.revert(-1, "private.img", "1")
+
+
+def test_the_place_of_a_pool_is_named_where_sharing_cannot_be_tried_out(machine, failing):
+    failing("write", lambda fd: True)
+    before = machine.tree()
+    with pytest.raises(StoragePoolException, match=f"pool new: /mnt: {EIO}; mend it and try"):
+        machine.connect().add_pool("new", driver="reflink", dir_path="/mnt/new")
+    assert machine.tree() == before
