@@ -243,6 +243,6 @@ def test_a_driver_that_keeps_no_revisions_goes_back_to_none(machine):
 def test_the_place_of_a_pool_is_named_where_sharing_cannot_be_tried_out(machine, failing):
     failing("write", lambda fd: True)
     before = machine.tree()
-    with pytest.raises(StoragePoolException, match=f"pool new: /mnt: {EIO}; mend it and try"):
+    with pytest.raises(StoragePoolException, match=f"pool new: /mnt/new: {EIO}; mend it"):
         machine.connect().add_pool("new", driver="reflink", dir_path="/mnt/new")
     assert machine.tree() == before
