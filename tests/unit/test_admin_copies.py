@@ -433,9 +433,35 @@ def test_a_copy_that_is_not_to_be_started_is_not_afterwards(there):
 
 def test_a_copy_lies_where_its_source_does_unless_it_is_declared(there):
     daemon, system = there
-    system.create_vm("copy", clone_from="work")
+    volumes = {"volatile": {"pool": "btrfs"}}
+    system.create_vm("copy", clone_from="work", volumes=volumes)
     pools = {v.name: v.pool.name for v in daemon.vms["copy"].volumes.values()}
-    assert pools["private"] == pools["volatile"] == "ssd"
+    assert (pools["private"], pools["volatile"]) == ("ssd", "btrfs")
+    system.set_pool("ssd", min_free="900TiB")
+    for verb in (system.vm_diff, system.create_vm):
+        with pytest.raises(StoragePoolException, match=r"pool ssd: .*min_free keeps 900"):
+            verb("second", clone_from="work")
+
+
+def test_a_vm_that_runs_is_copied_where_its_driver_can(there):
+    daemon, system = there
+    for vm in ("work", "vault"):
+        daemon.vms[vm].running = True
+    forget(daemon, system)
+    for verb in (system.vm_diff, system.create_vm):
+        with pytest.raises(StoragePoolException, match=r"vault is running, .* driver file"):
+            verb("copy", clone_from="vault", pool="btrfs")
+    assert not writes(daemon)
+    system.create_vm("copy", **CLONE)
+    check_made(daemon, system, CLONE)
+
+
+def test_a_standalone_is_no_copy_of_a_vm_without_a_root_of_its_own(there):
+    daemon, system = there
+    for verb in (system.vm_diff, system.create_vm):
+        with pytest.raises(StoragePoolException, match=r"work has no root volume of its own"):
+            verb("copy", klass="StandaloneVM", template="work")
+    assert not writes(daemon)
 
 
 @pytest.mark.parametrize("text", ["{half", "[]"])

@@ -127,8 +127,6 @@ class AdminClone(AdminCopy):
         config.QUBESD_SOCKET = self.client.path
         there = self.get_listed(source).klass
         new = None if there == klass else klass
-        # qubesadmin leaves out the pools of the volumes that it does not copy.
-        pools = pools or {v.name: v.pool for v in self.volumes(source).values() if not v.snap}
         ours = list(OWN[klass])
         module.Qubes().clone_vm(source, name, new, pools=pools, ignore_volumes=ours)
         self.refresh()

@@ -68,6 +68,25 @@ class AdminVMNew:
                 " template's; declare the pool there"
             )
 
+    def _copied_volumes(self, name, plan):
+        """``{volume: Volume}`` of the VM that a new one is a copy of; raises where it cannot be."""
+        source = plan.copied
+        found = self.volumes(source)
+        runs = self.get_listed(source).state != "Halted"
+        for volume in OWN[plan.klass]:
+            if volume not in found or found[volume].snap:
+                raise InvalidInput(
+                    f"VM {name}: {source} has no {volume} volume of its own to copy, as a"
+                    f" {plan.klass} needs; take its template, or another VM"
+                )
+            pool = found[volume].pool
+            if runs and self.check_pool(pool, f"VM {source}: volume {volume}") == "file":
+                raise StoragePoolException(
+                    f"VM {name}: {source} is running, and its {volume} volume lies in pool {pool},"
+                    " whose driver file copies only VMs that are halted; shut it down"
+                )
+        return found
+
     def plan_new(self, name, klass, template, label, pool, wanted, clone_from):
         plan = Plan(klass=klass or "AppVM", label=label)
         if clone_from is not None:
@@ -125,11 +144,14 @@ class AdminVMNew:
     def _plan_volumes(self, name, plan, pool, wanted):
         """Where the volumes will lie, that they may, and what is to be set on them."""
         defaults = self.default_pools()
+        sources = self._copied_volumes(name, plan) if plan.copied else {}
         for volume in (*OWN[plan.klass], "volatile"):
             to = wanted.get(volume, {}).get("pool", pool)
+            if to is None and volume in sources:
+                to = sources[volume].pool
             if to is not None:
                 plan.pools[volume] = to
-            elif not plan.copied and defaults.get(f"default_pool_{volume}"):
+            elif defaults.get(f"default_pool_{volume}"):
                 self.check_growth(defaults[f"default_pool_{volume}"])
         for volume, options in wanted.items():
             if "pool" in options:
@@ -137,8 +159,8 @@ class AdminVMNew:
             if "size" in options:
                 if volume not in (*OWN[plan.klass], "volatile"):
                     raise self._is_snapshot(name, volume)
-                source = self._copied_volume(plan, volume)
-                made = source.size if source else SIZES[volume]
+                copied = volume in sources and volume in OWN[plan.klass]
+                made = sources[volume].size if copied else SIZES[volume]
                 plan.sizes[volume] = max(options["size"], made)
             if "revisions_to_keep" in options:
                 to = plan.pools.get(volume, defaults.get(f"default_pool_{volume}"))
@@ -150,14 +172,8 @@ class AdminVMNew:
         for volume, to in plan.pools.items():
             self._check_target(name, volume, to, plan.klass)
             needed.setdefault(to, 0)
-            source = self._copied_volume(plan, volume)
-            if source and source.pool != to:
+            source = sources.get(volume)
+            if source and source.save and source.pool != to:
                 needed[to] += source.usage
         for to, size in needed.items():
             self.check_growth(to, size)
-
-    def _copied_volume(self, plan, volume):
-        """The volume of which one of a new VM is to be a copy, or None."""
-        if not plan.copied or volume not in OWN[plan.klass]:
-            return None
-        return self.volume(plan.copied, volume)
