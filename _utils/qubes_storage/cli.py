@@ -2,7 +2,7 @@
 ``qubes-storage``: the pools and VMs of a machine, from a command line.
 
 Exit codes are those of R3.2's tools: 0 for done, 1 for what could not be done, 2 for a command line
-that is none; and 130 for Ctrl-C, after which nothing is half-done.
+that is none; and 130 for Ctrl-C, after which all is as it was, or the next run finishes it.
 """
 
 import argparse
@@ -35,7 +35,10 @@ def main(argv=None):
         _show(args, result, lines)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("qubes-storage: interrupted; nothing was left half-done", file=sys.stderr)
+        print(
+            "qubes-storage: interrupted; what was begun is undone, or the next run finishes it",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except BrokenPipeError:  # whoever reads had enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

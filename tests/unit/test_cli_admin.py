@@ -78,6 +78,8 @@ def test_an_interruption_while_the_daemon_works_is_told(daemon_and_call, interru
     daemon.before = lambda call: interrupt()
     code, out, err = call("ls")
     assert (code, out) == (cli.INTERRUPTED, "")
-    assert err == "qubes-storage: interrupted; nothing was left half-done\n"
+    assert (
+        err == "qubes-storage: interrupted; what was begun is undone, or the next run finishes it\n"
+    )
     daemon.before = None
     assert call("ls")[0] == 0
