@@ -101,6 +101,13 @@ def test_defaults_are_appvm_red_and_the_systems_template_and_pool(there):
     assert made.volumes["private"].pool.name == "varlibqubes"
 
 
+def test_a_default_pool_that_is_not_set_guards_nothing(there):
+    daemon, system = there
+    daemon.globals.set["default_pool_volatile"] = ""
+    system.refresh()
+    assert "created" in system.vm_diff("new")
+
+
 def test_a_standalone_without_a_template_is_empty(there):
     daemon, system = there
     system.create_vm("alone", klass="StandaloneVM", pool="ssd", volumes={"root": "20GiB"})

@@ -241,10 +241,7 @@ def test_an_interruption_leaves_nothing_half_done(machine):
         err = process.communicate()[1]
         codes.append(process.returncode)
         if process.returncode == cli.INTERRUPTED:
-            assert (
-                err
-                == "qubes-storage: interrupted; what was begun is undone, or the next run finishes it\n"
-            )
+            assert "interrupted; what was begun is undone, or the next run" in err
             assert set(os.listdir(appvms)) == before
             assert machine.xml == xml
             break
