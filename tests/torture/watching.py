@@ -58,7 +58,8 @@ def paths(pid, args, name):
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _FLAGS = {"open": 1, "openat": 2}  # which argument they are
 _LOCKS = (6, 7, 37, 38)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
-_ASKS = (0x5401, 0x8400941F, 0xD0009412)  # TCGETS, BTRFS_IOC_FS_INFO, BTRFS_IOC_INO_LOOKUP
+# TCGETS, BTRFS_IOC_FS_INFO, BTRFS_IOC_INO_LOOKUP, XFS_IOC_FSGEOMETRY_V4
+_ASKS = (0x5401, 0x8400941F, 0xD0009412, 0x8070587C)
 _AUDITED = {
     "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate",
     "os.chmod", "os.chown", "os.utime", "os.setxattr", "os.removexattr", "fcntl.flock",

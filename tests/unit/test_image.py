@@ -1,5 +1,7 @@
 """Images: made, cloned and measured, on each filesystem that can be mounted here."""
 
+import errno
+import fcntl
 import os
 import pathlib
 import shutil
@@ -122,6 +124,15 @@ def test_xfs_that_was_made_to_share_no_blocks_is_known_without_a_try(tmp_path):
             assert image.shares_blocks(fd) is image.can_share(fd) is False
     finally:
         subprocess.run(["umount", tmp_path / "xfs"], check=True)
+
+
+def test_xfs_that_does_not_answer_counts_as_one_that_shares_no_blocks(mounted, place, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "ioctl", fail)
+    with files.closing(os.open(place, os.O_RDONLY)) as fd:
+        assert image.shares_blocks(fd) is (mounted[0] == "btrfs")
 
 
 def test_a_filesystem_is_known_whatever_its_mount_point_is_called(tmp_path):
