@@ -247,10 +247,16 @@ class Planning:
         return there[0], source
 
     def _check_copied(self, plan):
-        """Refuse images to copy that are in use; those who run on a template only read its root."""
-        copied = (wanted.source for wanted in plan.images if isinstance(wanted.source, Source))
+        """
+        Refuse images to copy that are in use; those who run on a template only read its root. Who
+        is to run on it gets its private image as it is just now, as from R3.2.
+        """
+        copied = [wanted.source for wanted in plan.images if isinstance(wanted.source, Source)]
         for vm in {source.vm.name: source.vm for source in copied}.values():
-            self._check_all_halted(vm, ("private",) if vm.klass.is_template else None)
+            if not vm.klass.is_template:
+                self._check_all_halted(vm)
+            elif any(source.filename == IMAGES["root"] for source in copied):
+                self._check_all_halted(vm, ("private",))
 
     def _kernels(self, vm, registry):
         """``(whether there is a kernel, the version to copy)``."""
