@@ -98,8 +98,8 @@ def diff(
     volumes=None,
     clone_from=None,
     root_copy_from=None,
-    root_move_from=None,
     migrate=False,
+    root_move_from=None,
     create_only=False,
     absent=False,
     purge=False,
@@ -160,8 +160,8 @@ def create(
     volumes=None,
     clone_from=None,
     root_copy_from=None,
-    root_move_from=None,
     migrate=False,
+    root_move_from=None,
     create_only=False,
 ):
     """
@@ -235,8 +235,8 @@ def set_(
     volumes=None,
     clone_from=None,
     root_copy_from=None,
-    root_move_from=None,
     migrate=False,
+    root_move_from=None,
     create_only=False,
 ):
     """

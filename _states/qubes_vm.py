@@ -34,8 +34,8 @@ def present(
     volumes=None,
     clone_from=None,
     root_copy_from=None,
-    root_move_from=None,
     migrate=False,
+    root_move_from=None,
     create_only=False,
 ):
     """
