@@ -529,9 +529,15 @@ def report():
     """
     Return every pool and the VMs in it, with sizes in bytes.
 
-    ``{pool: {driver or class, dir_path, filesystem, size, used, provisioned, free, shared, vms:
-    {VM: {volume: {size, allocated}}}, problems}}``. Where ``shared`` is True, copies share blocks:
-    what an image has allocated may be another's too.
+    ``{pool: {driver, size, used, free, provisioned, vms: {VM: {volume: {size, allocated}}}}}``.
+
+    In R3.2's layout also ``dir_path``, ``filesystem``, ``shared`` and ``problems``, and ``class``
+    in place of ``driver`` where a pool has one. Where ``shared`` is True, copies share blocks: what
+    an image has allocated may be another's too.
+
+    On R4 also ``metadata_size`` and ``metadata_used`` where the driver has them. A snapshot is no
+    image of its own and is left out; where a pool lies, and its problems, tells
+    :py:func:`qubes_pool.info`.
 
     CLI Example:
 
