@@ -68,7 +68,7 @@ class Pool:
             raise StoragePoolException(
                 f"pool {self.name}: {self.dir_path}: {err.strerror}; mount its disk, or make it"
                 f" with qubes_pool.set {self.name}",
-                waits_for=[("pool", self.name)],
+                waits_for=self._made_if(err),
             ) from err
 
     def open_subdir(self, subdir):
@@ -78,11 +78,17 @@ class Pool:
                 return files.open_subdir(fd, subdir)
             except OSError as err:
                 path = os.path.join(self.dir_path, subdir)
+                waits_for = self._made_if(err)
+                cure = "make it" if waits_for else "move what is there away, and make it"
                 raise StoragePoolException(
-                    f"pool {self.name}: {path}: {err.strerror}; make it a directory with"
-                    f" qubes_pool.set {self.name}",
-                    waits_for=[("pool", self.name)],
+                    f"pool {self.name}: {path}: {err.strerror}; {cure} with qubes_pool.set"
+                    f" {self.name}",
+                    waits_for,
                 ) from err
+
+    def _made_if(self, err):
+        """What is waited for: a directory that is missing is made with its pool, no other is."""
+        return [("pool", self.name)] if isinstance(err, FileNotFoundError) else ()
 
     def open_vm(self, vm):
         """A handle of a VM's directory, or None where there is none."""

@@ -1,6 +1,7 @@
 """The verbs on pools: list, info, diff, add, set, remove."""
 
 import os
+import stat
 
 from qubes_storage import files, guards, owning
 from qubes_storage.conf import Conf
@@ -88,8 +89,10 @@ class Pools(Placing):
         with files.closing(pool.open()) as fd:
             for subdir in SUBDIRS:
                 there = files.exists(fd, subdir)
+                path = os.path.join(pool.dir_path, subdir)
+                if there and not stat.S_ISDIR(there.st_mode):
+                    found.append(f"{path} is no directory: move it away")
                 if there and gid is not None and there.st_gid != gid:
-                    path = os.path.join(pool.dir_path, subdir)
                     found.append(f"{path} is not of group {owning.GROUP}: chgrp it")
         if self.is_absent_disk(pool):
             found.append(f"none of its VMs is in {pool.dir_path}: is its disk mounted?")

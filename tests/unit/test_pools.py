@@ -264,6 +264,20 @@ def test_set_of_a_pool_that_is_not_there_names_the_way(system, root):
     assert caught.value.waits_for == [("pool", "foo")]
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+def test_what_is_no_directory_is_told_and_is_not_waited_for(ssd, root, is_link):
+    place = root / "opt/ssd/servicevms"
+    place.rmdir()
+    with refused(root, "ssd/servicevms: No such file.*; make it with qubes_pool.set ssd") as caught:
+        ssd.create_vm("net", klass="NetVM", template=None, pool="ssd", standalone=True)
+    assert caught.value.waits_for == [("pool", "ssd")]
+    place.symlink_to("/nowhere") if is_link else place.touch()
+    with refused(root, "ssd/servicevms: Not a directory; move what is there away") as caught:
+        ssd.create_vm("net", klass="NetVM", template=None, pool="ssd", standalone=True)
+    assert not caught.value.waits_for
+    assert ssd.pool_info("ssd")["problems"] == ["/opt/ssd/servicevms is no directory: move it away"]
+
+
 def test_set_makes_again_the_directories_that_are_gone(ssd, root):
     (root / "opt/ssd/servicevms").rmdir()
     assert ssd.pool_diff("ssd") == {"directories": {"old": [], "new": ["/opt/ssd/servicevms"]}}
