@@ -2,7 +2,7 @@
 
 import os
 
-from qubes_storage import mending
+from qubes_storage import guards, mending
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 
 
@@ -19,7 +19,6 @@ class Comparing:
             )
         moves = pool not in (None, vm.pool)
         if moves and not migrate:
-            self.get_pool(pool)
             raise StoragePoolException(
                 f"VM {vm.name}: lies in pool {vm.pool}, not in {pool}; declare pool: {vm.pool}, or"
                 " migrate: true to move it"
@@ -63,13 +62,12 @@ class Comparing:
         there = self.images_on_disk(vm, any(path.endswith(".removing") for path in left))
         gone = [f for v, f in vm.images.items() if v in ("private", "root") and v not in there]
         if gone:
-            guard = self.guards(pool.name).get("require_mount")
-            mount = f" (is {guard} mounted?)" if guard else ""
+            guards.check_mount(self.root, pool.name, self.guards(pool.name))
             paths = ", ".join(os.path.join(pool.vmdir(vm), name) for name in gone)
             if self.is_absent_disk(pool):
                 self.check_disk(pool)
             raise OutOfStep(
-                f"VM {vm.name}: {paths} is gone{mount}; bring it back, or remove the VM with"
+                f"VM {vm.name}: {paths} is gone; bring it back, or remove the VM with"
                 " qubes_vm.remove: it is never made anew"
             )
         return there

@@ -42,6 +42,28 @@ def sizes(system, name):
     return {v: found["size"] for v, found in system.vm_info(name)["volumes"].items()}
 
 
+def test_an_image_is_not_told_to_be_gone_while_its_disk_is_to_be_mounted(machine, system):
+    system.create_vm("work", pool="foo")
+    system.create_vm("other", pool="foo")
+    system.set_pool("foo", min_free="1")
+    guards = machine.path("/etc/qubes/storage-guards.conf")
+    guards.write_text(guards.read_text() + "require_mount = /mnt\n")
+    for away in ("/mnt/foo/appvms/work", "/mnt/foo/appvms/other"):
+        machine.path(away).rename(machine.path(f"{away}.away"))
+        with pytest.raises(StoragePoolException, match="pool foo: /mnt is not mounted") as caught:
+            system.vm_diff("work", label="red")
+        assert caught.value.waits_for == [("path", "/mnt")]
+    guards.unlink()
+    refused(machine, lambda: system.set_vm("work", label="red"), "its disk is not mounted; mount")
+
+
+def test_a_vm_in_another_pool_is_told_whether_that_is_there_or_not(machine, system):
+    system.create_vm("work")
+    for pool in ("foo", "nope"):
+        words = f"VM work: lies in pool default, not in {pool}"
+        refused(machine, lambda: system.set_vm("work", pool=pool), words)  # noqa: B023
+
+
 @pytest.mark.parametrize("klass", CREATABLE)
 @pytest.mark.parametrize("pool", ["default", "foo"])
 def test_each_class_is_created_once_and_is_then_as_declared(machine, system, klass, pool):
