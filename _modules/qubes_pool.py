@@ -15,7 +15,7 @@ A pool is a section of ``/etc/qubes/storage.conf`` (R3.2). ``qvm-pool`` is an al
 import contextlib
 
 import qubes_storage
-from qubes_storage import system, values
+from qubes_storage import foretelling, system, values
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 from salt.utils.args import clean_kwargs
 
@@ -30,8 +30,8 @@ def __virtual__():
     return (False, f"qubes_pool: {reason}") if reason else __virtualname__
 
 
-def _system():
-    return system.connect_as(lambda key: __salt__["config.option"](key, None))
+def _system(run=None):
+    return foretelling.connect_as(lambda key: __salt__["config.option"](key, None), run)
 
 
 @contextlib.contextmanager
@@ -106,6 +106,7 @@ def diff(
     min_free=None,
     absent=False,
     purge=False,
+    run=None,
     **config,
 ):
     """
@@ -127,6 +128,10 @@ def diff(
     driver, options, require_mount, min_free, config
         As for :py:func:`add`.
 
+    run
+        What a state hands over in test mode, so that what states before it in the run will make
+        counts: its ``__lowstate__`` and ``__running__``.
+
     CLI Example:
 
     .. code-block:: bash
@@ -135,8 +140,8 @@ def diff(
     """
     with _errors():
         if values.to_flag(absent, f"pool {name}: absent"):
-            return _system().pool_remove_diff(name, purge)
-        return _system().pool_diff(
+            return _system(run).pool_remove_diff(name, purge)
+        return _system(run).pool_diff(
             name, driver, options, require_mount, min_free, **clean_kwargs(**config)
         )
 
@@ -286,6 +291,7 @@ def default_pools_diff(
     default_pool_private=None,
     default_pool_volatile=None,
     default_pool_kernel=None,
+    run=None,
 ):
     """
     Return what :py:func:`set_default_pools` would change, ``{}`` for nothing.
@@ -294,6 +300,9 @@ def default_pools_diff(
     default_pool_kernel
         Names of pools; what is not given is kept.
 
+    run
+        As for :py:func:`diff`.
+
     CLI Example:
 
     .. code-block:: bash
@@ -301,7 +310,7 @@ def default_pools_diff(
         qubesctl qubes_pool.default_pools_diff default_pool=ssd
     """
     with _errors():
-        return _system().default_pools_diff(
+        return _system(run).default_pools_diff(
             default_pool=default_pool,
             default_pool_root=default_pool_root,
             default_pool_private=default_pool_private,

@@ -7,7 +7,7 @@ Settings are those of :py:mod:`qubes_pool <qubes_pool>`.
 import contextlib
 
 import qubes_storage
-from qubes_storage import system, values
+from qubes_storage import foretelling, system, values
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "qubes_vm"
@@ -20,8 +20,8 @@ def __virtual__():
     return (False, f"qubes_vm: {reason}") if reason else __virtualname__
 
 
-def _system():
-    return system.connect_as(lambda key: __salt__["config.option"](key, None))
+def _system(run=None):
+    return foretelling.connect_as(lambda key: __salt__["config.option"](key, None), run)
 
 
 @contextlib.contextmanager
@@ -103,6 +103,7 @@ def diff(
     create_only=False,
     absent=False,
     purge=False,
+    run=None,
 ):
     """
     Return what :py:func:`create`, :py:func:`set` or, with ``absent``, :py:func:`remove` would
@@ -127,6 +128,10 @@ def diff(
     migrate : False
         Move the VM if it lies in another pool, which is an error otherwise.
 
+    run
+        What a state hands over in test mode, so that what states before it in the run will make
+        counts: its ``__lowstate__`` and ``__running__``.
+
     CLI Example:
 
     .. code-block:: bash
@@ -135,8 +140,8 @@ def diff(
     """
     with _errors():
         if values.to_flag(absent, f"VM {name}: absent"):
-            return _system().vm_remove_diff(name, purge)
-        return _system().vm_diff(
+            return _system(run).vm_remove_diff(name, purge)
+        return _system(run).vm_diff(
             name,
             klass=klass,
             template=template,

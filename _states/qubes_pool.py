@@ -49,7 +49,7 @@ def present(name, driver=None, options=None, require_mount=None, min_free=None, 
     }
     changes = {}
     try:
-        changes = __salt__["qubes_pool.diff"](name, **declared)
+        changes = __salt__["qubes_pool.diff"](name, **declared, run=_run())
         notes = "".join(f" ({note})" for note in __salt__["qubes_pool.notes"](name, **declared))
         if not changes:
             return {**ret, "comment": ret["comment"] + notes}
@@ -81,7 +81,7 @@ def absent(name, purge=False):
     asked = {"absent": True, "purge": purge}
     changes = {}
     try:
-        changes = __salt__["qubes_pool.diff"](name, **asked)
+        changes = __salt__["qubes_pool.diff"](name, **asked, run=_run())
         if not changes:
             return ret
         if __opts__["test"]:
@@ -90,7 +90,7 @@ def absent(name, purge=False):
         changes = __salt__["qubes_pool.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
         made = _made(err, changes, lambda: __salt__["qubes_pool.diff"](name, **asked))
-        return {**ret, "changes": made, "result": False, "comment": str(err)}
+        return _not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": f"Pool {name} was removed"}
 
 
@@ -122,7 +122,7 @@ def default(
     }
     changes = {}
     try:
-        changes = __salt__["qubes_pool.default_pools_diff"](**pools)
+        changes = __salt__["qubes_pool.default_pools_diff"](**pools, run=_run())
         if not changes:
             return ret
         if __opts__["test"]:
@@ -148,26 +148,14 @@ def _made(err, changes, diff):
     return {} if "created" in left or "removed" in left else made
 
 
+def _run():
+    """In test mode, what tells of the states before this one: all of the run, and their returns."""
+    if not __opts__["test"]:
+        return None
+    return globals().get("__lowstate__"), globals().get("__running__")
+
+
 def _not_done(ret, err):
-    """An error; in test mode, waiting for what an earlier state of this run will make."""
-    lacking = getattr(err.__cause__, "waits_for", ())
-    if __opts__["test"] and lacking and all(_is_declared(*pair) for pair in lacking):
-        needed = " and ".join(what if kind == "path" else f"pool {what}" for kind, what in lacking)
-        return {**ret, "result": None, "comment": f"Pool {ret['name']} waits for {needed}"}
-    return {**ret, "result": False, "comment": str(err)}
-
-
-def _is_declared(kind, what):
-    """
-    Whether a state of this run makes a pool, or a directory (or mounts it), there or below our
-    root.
-    """
-    lowstate = globals().get("__lowstate__") or ()
-    if kind == "pool":
-        pools = (low for low in lowstate if low["state"] in ("qubes_pool", "qvm-pool"))
-        return any(low["fun"] == "present" and low.get("name") == what for low in pools)
-    root = __salt__["config.option"]("qubes_storage.root", "/").rstrip("/")
-    places = (what.rstrip("/"), root + what.rstrip("/"))
-    return kind == "path" and any(
-        low["state"] in ("file", "mount") and str(low.get("name")) in places for low in lowstate
-    )
+    """An error; in test mode maybe only what states before this one will have mended."""
+    waits = getattr(err.__cause__, "waits", False)
+    return {**ret, "result": None if waits else False, "comment": str(err)}

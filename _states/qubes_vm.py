@@ -72,7 +72,7 @@ def present(
     }
     changes = {}
     try:
-        changes = __salt__["qubes_vm.diff"](name, **declared)
+        changes = __salt__["qubes_vm.diff"](name, **declared, run=_run())
         if not changes:
             return ret
         verb, done = ("create", "created") if "created" in changes else ("set", "set")
@@ -81,11 +81,8 @@ def present(
             return {**ret, "changes": changes, "result": None, "comment": comment}
         changes = __salt__[f"qubes_vm.{verb}"](name, **declared)
     except (CommandExecutionError, SaltInvocationError) as err:
-        waits = _waits_for(name, err)
-        if waits:
-            return {**ret, "result": None, "comment": f"VM {name} waits for {waits}"}
         made = _made(err, changes, name, declared)
-        return {**ret, "changes": made, "result": False, "comment": str(err)}
+        return _not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": f"VM {name} was {done}"}
 
 
@@ -105,7 +102,7 @@ def absent(name, purge=False):
     ret = {"name": name, "changes": {}, "result": True, "comment": f"VM {name} is absent"}
     changes = {}
     try:
-        changes = __salt__["qubes_vm.diff"](name, absent=True, purge=purge)
+        changes = __salt__["qubes_vm.diff"](name, absent=True, purge=purge, run=_run())
         if not changes:
             return ret
         if __opts__["test"]:
@@ -114,34 +111,8 @@ def absent(name, purge=False):
         changes = __salt__["qubes_vm.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
         made = _made(err, changes, name, {"absent": True, "purge": purge})
-        return {**ret, "changes": made, "result": False, "comment": str(err)}
+        return _not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": f"VM {name} was removed"}
-
-
-def _waits_for(name, err):
-    """In test mode, the pools and VMs that earlier states of this run are going to make."""
-    lacking = getattr(err.__cause__, "waits_for", ())
-    if not __opts__["test"] or not lacking:
-        return None
-    lowstate = globals().get("__lowstate__")
-    # A single state, run on its own: nothing tells what else will be.
-    if lowstate and not all(_is_declared(name, *pair, lowstate) for pair in lacking):
-        return None
-    words = {"pool": "pool", "VM": "template", "path": "path"}
-    return " and ".join(
-        f"{words[kind]} {needed}" if needed else "a default template" for kind, needed in lacking
-    )
-
-
-def _is_declared(name, kind, needed, lowstate):
-    """Whether a state of this run makes a pool, a VM, or for None any template."""
-    states = {"pool": ("qubes_pool", "qvm-pool"), "VM": ("qubes_vm",)}.get(kind, ())
-    for low in lowstate:
-        if low["state"] not in states or low["fun"] != "present" or low.get("name") == name:
-            continue
-        if low.get("name") == needed or (not needed and "Template" in str(low.get("klass"))):
-            return True
-    return False
 
 
 def _made(err, changes, name, declared):
@@ -165,3 +136,16 @@ def _made(err, changes, name, declared):
                 for side in ("old", "new")
             }
     return made
+
+
+def _run():
+    """In test mode, what tells of the states before this one: all of the run, and their returns."""
+    if not __opts__["test"]:
+        return None
+    return globals().get("__lowstate__"), globals().get("__running__")
+
+
+def _not_done(ret, err):
+    """An error; in test mode maybe only what states before this one will have mended."""
+    waits = getattr(err.__cause__, "waits", False)
+    return {**ret, "result": None if waits else False, "comment": str(err)}

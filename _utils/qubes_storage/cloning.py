@@ -142,7 +142,8 @@ class Cloning:
                 device = image.used_by_loop(found)
         except OSError as err:
             raise StoragePoolException(
-                f"VM {vm.name}: {word} {path}: {err.strerror}; name an image"
+                f"VM {vm.name}: {word} {path}: {err.strerror}; name an image",
+                waits_for=[("file", path)] if isinstance(err, FileNotFoundError) else (),
             ) from err
         if not found.st_size:
             raise StoragePoolException(f"VM {vm.name}: {word} {path} is empty; name an image")

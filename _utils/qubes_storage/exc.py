@@ -5,14 +5,22 @@ class StoragePoolException(Exception):
     """
     It could not be done. R3.2's own name for whatever goes wrong with a pool.
 
-    ``waits_for`` names what is missing and nothing else wrong, so that who knows that it is about
-    to be made can wait for it: pairs such as ``("pool", name)``, ``("VM", name)`` (name None for
-    any template) or ``("path", path)``.
+    ``waits_for`` names what is in the way and nothing else wrong, so that who knows that it is
+    about to be mended can wait for it. What is missing: ``("pool", name)``, ``("VM", name)`` (name
+    None for any template), ``("path", path)`` of the machine, ``("file", path)`` of the caller's.
+    What is still used: ``("pool of", VM, name)`` for each VM in pool ``name``, likewise
+    ``"template of"`` and ``"NetVM of"``.
     """
 
     def __init__(self, message, waits_for=()):
         super().__init__(message)
         self.waits_for = waits_for
+
+
+class Waits(StoragePoolException):
+    """Nothing is wrong that states before this one in the run will not have mended."""
+
+    waits = True
 
 
 class OutOfStep(StoragePoolException):

@@ -142,7 +142,8 @@ class Placing:
             raise StoragePoolException(
                 f"pool {name}: {', '.join(moved)} cannot change while VMs lie in it"
                 f" ({shown(vm.name for vm in vms)}); migrate or remove them first, or"
-                " declare another pool"
+                " declare another pool",
+                waits_for=[("pool of", vm.name, name) for vm in vms],
             )
         lost = [vm.name for vm in vms if vm.klass.name != "DispVM" and not _holds(pool, vm)]
         if lost:

@@ -270,7 +270,8 @@ class Pools(Placing):
         if vms:
             raise StoragePoolException(
                 f"pool {name}: VMs lie in it ({shown(vm.name for vm in vms)}); migrate or remove"
-                " them first"
+                " them first",
+                waits_for=[("pool of", vm.name, name) for vm in vms],
             )
         if purge:  # on a disk that is away nobody can tell which of its directories are empty
             guards.check_mount(self.root, name, self.guards(name))

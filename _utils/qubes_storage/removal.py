@@ -23,7 +23,8 @@ class Removal:
         left = self._all_left(name)
         if vm is None:
             return {"unfinished": {"old": left, "new": None}} if left else {}
-        self._check_unused(found, vm)
+        if vm.klass.name == "AdminVM":
+            raise InvalidInput("VM dom0: cannot be removed")
         # On a disk that is away nobody can tell whether there are images, nor delete them.
         guards.check_mount(self.root, vm.pool, self.guards(vm.pool))
         changes = {"removed": {"old": name, "new": None}}
@@ -43,6 +44,7 @@ class Removal:
         left = self._left(vm) + left
         if left:
             changes["unfinished"] = {"old": left, "new": None}
+        self._check_unused(found, vm)  # last: whoever waits for this waits for nothing else
         return changes
 
     def _left(self, vm):
@@ -90,20 +92,23 @@ class Removal:
             mending.mend(pool, left, False)
 
     def _check_unused(self, found: Registry, vm):
-        if vm.klass.name == "AdminVM":
-            raise InvalidInput("VM dom0: cannot be removed")
-        qid = vm.entry.attrs.get("qid")
         for key, word in (("template_qid", "template"), ("netvm_qid", "NetVM")):
-            users = [
-                entry.attrs.get("name", "?")
-                for entry in found.entries
-                if entry is not vm.entry and self._uses(found, entry, key, qid)
-            ]
+            users = self._users(found, vm, key)
             if users:
                 raise StoragePoolException(
                     f"VM {vm.name}: is the {word} of {shown(users)}; give them another or"
-                    " remove them first"
+                    " remove them first",
+                    waits_for=[(f"{word} of", user, vm.name) for user in users],
                 )
+
+    def _users(self, found, vm, key):
+        """The names of the other VMs that have a VM as what ``key`` says."""
+        qid = vm.entry.attrs.get("qid")
+        return [
+            entry.attrs.get("name", "?")
+            for entry in found.entries
+            if entry is not vm.entry and self._uses(found, entry, key, qid)
+        ]
 
     @staticmethod
     def _uses(found, entry, key, qid):

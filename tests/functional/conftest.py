@@ -1,6 +1,7 @@
 """Salt's own loader on this tree's modules and states, and on a real root."""
 
 import pytest
+import salt.state
 from saltfactories.utils.functional import Loaders
 
 from tests.conftest import TREE
@@ -73,3 +74,36 @@ def snapshot(root):
         target = path.readlink() if path.is_symlink() else None
         found[str(path)] = (stat.st_mode, stat.st_size, stat.st_mtime_ns, stat.st_ino, target)
     return found
+
+
+class Run:
+    """Runs of several states, as Salt calls those of a highstate."""
+
+    def __init__(self, opts):
+        self._state = salt.state.State(opts)
+
+    def __call__(self, *declared, test=False):
+        """``{name: return}`` of states, each given as function, name and arguments."""
+        high = {}
+        for order, (function, name, arguments) in enumerate(declared):
+            state, fun = function.split(".")
+            given = [fun, {"order": order}, *({key: arguments[key]} for key in arguments)]
+            high[f"{order} {name}"] = {
+                state: [{"name": name}, *given],
+                "__sls__": "run",
+                "__env__": "base",
+            }
+        self._state.states.opts["test"] = test
+        return {ret["name"]: ret for ret in self._state.call_high(high).values()}
+
+
+@pytest.fixture(scope="session")
+def session_run(session_loaders):
+    """What calls runs; making it costs seconds."""
+    return Run(session_loaders.opts)
+
+
+@pytest.fixture
+def run(session_run, loaders):
+    """Runs on the machine of ``loaders``."""
+    return session_run

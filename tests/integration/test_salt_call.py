@@ -137,6 +137,7 @@ def test_pillar_order_does_not_matter_and_absent_goes_last(machine, tmp_path):
         """
     )
     machine.declare(pillar)
+    assert set(results(machine.highstate(test=True)).values()) == {None}
     assert set(results(machine.highstate()).values()) == {True}
     assert machine.call("qubes_vm.list")["work"]["template"] == "fedora-23"
     pillar.write_text(
@@ -150,6 +151,12 @@ def test_pillar_order_does_not_matter_and_absent_goes_last(machine, tmp_path):
         """
     )
     machine.declare(pillar)
+    planned = machine.highstate(test=True)
+    assert set(results(planned).values()) == {None}
+    assert planned["VM work"]["comment"] == "VM work would be removed"
+    assert planned["VM fedora-23"]["comment"] == "VM fedora-23 waits for work to leave it"
+    waits = "Pool ssd waits for fedora-23, work to leave it"
+    assert planned["pool ssd"]["comment"] == waits
     run = machine.highstate()
     assert set(results(run).values()) == {True}
     assert changed(run) == {"pool ssd", "VM fedora-23", "VM work"}

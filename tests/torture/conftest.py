@@ -10,7 +10,9 @@ from tests.functional.conftest import (  # noqa: F401
     minion_config,
     minion_opts,
     modules,
+    run,
     session_loaders,
+    session_run,
     states,
     testmode,
 )

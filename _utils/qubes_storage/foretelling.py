@@ -1,0 +1,288 @@
+"""
+A machine as the states before one in a run will leave it: what test mode compares with.
+
+Test mode makes nothing, so what those states will make is not there. Where pools will lie, their
+guards, and how many numbers new VMs will take, counts as done. What else is in the way, and will
+not be by then, is waited for.
+"""
+
+import contextlib
+import copy
+import functools
+import os
+
+from qubes_storage import guards, system
+from qubes_storage.admin import AdminSystem
+from qubes_storage.admin.pool_plan import PLACE
+from qubes_storage.declared import Declared
+from qubes_storage.exc import InvalidInput, StoragePoolException, Waits
+from qubes_storage.pool import Pool, make_pool, pick
+from qubes_storage.registry import MAX_ID, Entry
+from qubes_storage.values import shown
+from qubes_storage.vm import KLASSES, VM
+
+_STATES = {"pool": ("qubes_pool", "qvm-pool"), "VM": ("qubes_vm",), "path": ("file", "mount")}
+
+
+def connect_as(option, run=None):
+    """
+    The machine that the settings name; in test mode as the states before one will leave it.
+
+    ``run`` is then what Salt knows of the run: ``(low states, {tag: return} of those called)``.
+    """
+    there = system.connect_as(option)
+    if run is None:
+        return there
+    if not isinstance(run, tuple) or len(run) != 2:
+        raise InvalidInput(f"run {run!r} is none that a state has handed over; leave it out")
+    if there.backend == "admin":
+        return _Admin(_Run(*run), there.client.path, there.root)
+    return _Local(_Run(*run), there.root)
+
+
+class _Run:
+    """The states of a run that come before one, and would change something."""
+
+    def __init__(self, lowstate, returns):
+        self.alone = not lowstate  # a single state, run on its own: nothing tells what else will be
+        self._lowstate = lowstate or ()
+        self._returns = returns or {}
+
+    def __len__(self):
+        return len(self._returns)
+
+    def of(self, kind, name=None):
+        """``[(name, function, tag)]`` of those of pools, VMs or paths, or of that of one name."""
+        starts = tuple(f"{state}_|-" for state in _STATES[kind])
+        part = "_|-" if name is None else f"_|-{name}_|-"
+        found = []
+        for tag in self._returns:
+            if tag.startswith(starts) and part in tag and self._returns[tag]["result"] is None:
+                *_, its, function = tag.split("_|-")
+                if name in (None, its) and function != "default":
+                    found.append((its, function, tag))
+        return found
+
+    def given(self, tag):
+        """The arguments of one."""
+        words = ("state", "__id__", "name", "fun")
+        found = (
+            low for low in self._lowstate if "_|-".join(str(low[word]) for word in words) == tag
+        )
+        return next(found, {})
+
+    def vms(self):
+        """The names of the VMs that will be there."""
+        return {name for name, function, _ in self.of("VM") if function == "present"}
+
+    def leaves(self, name, key, used):
+        """Whether a VM goes, or has another ``key`` than ``used`` then."""
+        return any(
+            function == "absent" or self.given(tag).get(key) not in (None, used)
+            for _, function, tag in self.of("VM", name)
+        )
+
+    def comes(self, name, key, used):
+        """Whether the ``key`` of a VM becomes ``used``; a copy does not use its template."""
+        is_copy = key == "template" and not KLASSES[self.klass(name)].based_on
+        return not is_copy and self._told(name, key) == used
+
+    def klass(self, name):
+        """The class of a VM that they make."""
+        return self._told(name, "klass") or "AppVM"
+
+    def _told(self, name, key):
+        tag = self.of("VM", name)[0][2]
+        changes = self._returns[tag]["changes"]
+        return changes.get(key, {}).get("new") if changes else self.given(tag).get(key)
+
+    @functools.cached_property
+    def pools(self):
+        """``{pool: (options, guards)}`` that they set, None for a pool that goes."""
+        return {
+            name: self._options(tag) if function == "present" else None
+            for name, function, tag in self.of("pool")
+        }
+
+    def _options(self, tag):
+        changes = self._returns[tag]["changes"]
+        options = {key: changes[key]["new"] for key in changes}
+        if not changes:  # it waits itself: where it will lie is all that is told of it
+            low = self.given(tag)
+            given = copy.deepcopy(low.get("options"))  # which thaws what Salt has frozen
+            place = {key: low[key] for key in PLACE if key in low}
+            declared = Declared(low["name"], None, given, None, None, place).options
+            options = {key: declared[key] for key in PLACE if key in declared}
+        for key in ("created", "directories"):
+            options.pop(key, None)
+        return options, {key: options.pop(key) for key in guards.NAMES if key in options}
+
+
+class _Then:
+    """A machine of either backend, as it will be."""
+
+    def __init__(self, run, *where):
+        super().__init__(*where)
+        self.run = run
+
+    def vm_diff(self, name, **declared):
+        """As it will be; raises Waits for what cannot be told yet."""
+        with self._waiting("VM", name, declared.get("template")):
+            changes = super().vm_diff(name, **declared)
+            source = changes.get("clone_from", {}).get("new")
+            if source and self.run.of("VM", source):
+                raise StoragePoolException(
+                    f"VM {name}: {source}, of which it is to be a clone, is removed before",
+                    waits_for=[("VM", source)],
+                )
+            return changes
+
+    def vm_remove_diff(self, name, purge=False):
+        """As it will be; raises Waits for what cannot be told yet."""
+        with self._waiting("VM", name):
+            return super().vm_remove_diff(name, purge)
+
+    def pool_diff(self, name, *given, **config):
+        """As it will be; raises Waits for what cannot be told yet."""
+        with self._waiting("pool", name):
+            return super().pool_diff(name, *given, **config)
+
+    def pool_remove_diff(self, name, purge=False):
+        """As it will be; raises Waits for what cannot be told yet."""
+        with self._waiting("pool", name):
+            return super().pool_remove_diff(name, purge)
+
+    def default_pools_diff(self, **pools):
+        """As it will be; raises Waits for what cannot be told yet."""
+        with self._waiting():
+            return super().default_pools_diff(**pools)
+
+    @contextlib.contextmanager
+    def _waiting(self, kind=None, name=None, template=None):
+        who = {"pool": f"Pool {name} waits", "VM": f"VM {name} waits", None: "Default pools wait"}
+        if kind and self.run.of(kind, name):
+            raise Waits(f"{who[kind]} for an earlier state of {kind} {name}")
+        try:
+            yield
+        except StoragePoolException as err:
+            if not err.waits_for or not all(self._comes(*each) for each in err.waits_for):
+                raise
+            raise Waits(f"{who[kind]} for {_words(err.waits_for, template)}") from err
+
+    def _comes(self, kind, what, used=None):
+        """Whether states before this one mend what ``waits_for`` of an error tells of."""
+        if kind in ("path", "file"):
+            return self._path_comes(kind, what)
+        if used is not None:
+            return self.run.leaves(what, kind.removesuffix(" of"), used)
+        if self.run.alone:
+            return True
+        if kind == "pool":
+            return self.run.pools.get(what) is not None
+        if what is not None:
+            return what in self.run.vms()
+        new = self.run.vms() - set(self.list_vms())
+        return any("Template" in self.run.klass(name) for name in new)
+
+    def _path_comes(self, kind, path):
+        """Whether it is made, or lies on what is mounted, or a pool makes it."""
+        below = "" if kind == "file" else self.root.rstrip("/")
+        real = os.path.realpath(below + path)
+        for name, function, tag in self.run.of("path"):
+            place = os.path.realpath(name)
+            inside = tag.startswith("mount_|-") and real.startswith(f"{place}/")
+            if function not in ("absent", "unmounted") and (real == place or inside):
+                return True
+        pools = self.list_pools()
+        dirs = [pools[name].get("dir_path") for name in self.run.pools if name in pools]
+        return real in [os.path.realpath(below + dir_path) for dir_path in dirs if dir_path]
+
+    def _settled(self, pools):
+        """Pools as they will be."""
+        then = dict(pools)
+        for name, new in self.run.pools.items():
+            config = then.pop(name, {})
+            if new:
+                then[name] = _merged(config, new[0])
+        return then
+
+    def guards(self, pool):
+        """The guards of a pool, as they will be."""
+        new = self.run.pools.get(pool)
+        return _merged(super().guards(pool), new[1] if new else {})
+
+
+class _Local(_Then, system.System):
+    def vm_diff(self, name, **declared):
+        """As it will be; raises Waits for what cannot be told yet."""
+        try:
+            return super().vm_diff(name, **declared)
+        except Waits:
+            if self.find_vm(name) is None:
+                self.registry().unused("qid")
+            raise
+
+    def sections(self):
+        """``{pool: {option: value}}`` of storage.conf, as it will be."""
+        return self._settled(super().sections())
+
+    def get_pool(self, name):
+        """The Pool of a name, also one that is to be made, if nothing of it is missing."""
+        config = pick(self.sections(), name)
+        if name in super().sections():
+            return super().get_pool(name)
+        if {"driver", "class"} & set(config):  # else it waits itself
+            pool = make_pool(name, config, self.root)
+            if not isinstance(pool, Pool) or not pool.missing():
+                return pool
+        raise StoragePoolException(f"pool {name}: is to be made", waits_for=[("pool", name)])
+
+    def vms_in(self, pool):
+        """The VMs that a pool keeps or gets; those in it now, if all of them leave it."""
+        there = {vm.name: vm for vm in super().vms_in(pool)}
+        names = self._keeping(there, "pool", pool)
+        return [there.get(name) or VM(name, KLASSES["AppVM"], pool=pool) for name in names]
+
+    def _users(self, found, vm, key):
+        users = super()._users(found, vm, key)
+        return self._keeping(users, key.removesuffix("_qid"), vm.name)
+
+    def _keeping(self, users, key, used):
+        then = [name for name in users if not self.run.leaves(name, key, used)]
+        then += [name for name in self.run.vms() if self.run.comes(name, key, used)]
+        return set(then) or users
+
+    def registry(self):
+        """What qubes.xml says; if numbers run short, as many are taken as new VMs will take."""
+        found = super().registry()
+        if len(found.entries) + len(self.run) <= MAX_ID:
+            return found
+        new = self.run.vms() - set(found.by_name)
+        taken = {entry.attrs.get("qid") for entry in found.entries}
+        free = [str(number) for number in range(1, MAX_ID + 1) if str(number) not in taken]
+        return found.copy(
+            [*found.entries, *(Entry("later", {"qid": qid}) for qid in free[: len(new)])]
+        )
+
+
+class _Admin(_Then, AdminSystem):
+    def list_pools(self):
+        """``{name: {option: value}}`` as the daemon will have it."""
+        return self._settled(super().list_pools())
+
+
+def _merged(old, new):
+    return {key: value for key, value in {**old, **new}.items() if value is not None}
+
+
+def _words(waits_for, template):
+    """What is waited for."""
+    users = [what for _, what, *used in waits_for if used]
+    if users:
+        return f"{shown(users)} to leave it"
+    words = {"path": "", "file": "", "pool": "pool ", "VM": "VM "}
+    templates = {template: f"template {template}", None: "a default template"}
+    return " and ".join(
+        templates[what] if kind == "VM" and what in templates else f"{words[kind]}{what}"
+        for kind, what in waits_for
+    )

@@ -1,0 +1,384 @@
+"""Runs of several states: what test mode tells of each is what the run does, and once is enough."""
+
+import os
+import re
+import subprocess
+
+import pytest
+from salt.exceptions import SaltInvocationError
+
+from tests.functional.conftest import snapshot
+
+REGISTRY = "var/lib/qubes/qubes.xml"
+
+
+@pytest.fixture
+def there(states):
+    """Pools, a template with a VM that runs on it, and another template."""
+    states.qubes_pool.present("default")
+    states.qubes_pool.present("a", dir_path="/opt/a")
+    states.qubes_pool.present("b", dir_path="/opt/b")
+    states.qubes_vm.present("t", klass="TemplateVM")
+    states.qubes_vm.present("t2", klass="TemplateVM")
+    states.qubes_vm.present("work", pool="a", template="t")
+
+
+@pytest.fixture
+def foretold(run, root):
+    """``foretold(*states)``: call them in all ways; what test mode said, ``{name: comment}``."""
+
+    def call(*declared):
+        before = snapshot(root)
+        told = run(*declared, test=True)
+        assert snapshot(root) == before
+        done, again = run(*declared), run(*declared)
+        for name in (name for name in done if not name.startswith("/")):
+            said, ret = told[name], done[name]
+            if said["result"] is None and " waits for " in said["comment"]:
+                assert (said["changes"], ret["result"]) == ({}, True), (said, ret)
+            else:
+                result = None if ret["changes"] else ret["result"]
+                assert (said["result"], said["changes"]) == (result, ret["changes"]), (said, ret)
+                assert result is not False or said["comment"] == ret["comment"]
+            assert (again[name]["result"], again[name]["changes"]) == (ret["result"], {})
+        return {name: ret["comment"] for name, ret in told.items()}
+
+    return call
+
+
+PURGE = {"purge": True}
+
+
+def qid(text, name):
+    """The number of a VM in the text of qubes.xml."""
+    return re.search(rf'name="{name}".*? qid="(\d+)"', text)[1]
+
+
+def take_numbers(root, first):
+    """Have all from a number on be taken."""
+    others = "".join(f'<Other qid="{number}"/>' for number in range(first, 254))
+    path, end = root / REGISTRY, "</QubesVmCollection>"
+    path.write_text(path.read_text().replace(end, others + end))
+
+
+@pytest.mark.parametrize(
+    ("vm", "absent", "comment"),
+    [
+        (
+            ("qubes_vm.present", "work", {"pool": "b", "migrate": True}),
+            ("qubes_pool.absent", "a", PURGE),
+            "Pool a waits for work to leave it",
+        ),
+        (
+            ("qubes_vm.present", "work", {"template": "t2"}),
+            ("qubes_vm.absent", "t", PURGE),
+            "VM t waits for work to leave it",
+        ),
+        (
+            ("qubes_vm.absent", "work", PURGE),
+            ("qubes_vm.absent", "t", PURGE),
+            "VM t waits for work to leave it",
+        ),
+        (
+            ("qubes_vm.absent", "work", PURGE),
+            ("qubes_pool.absent", "a", PURGE),
+            "Pool a waits for work to leave it",
+        ),
+    ],
+)
+def test_what_goes_waits_for_the_vms_that_the_run_has_leave_it(
+    foretold, there, vm, absent, comment
+):
+    assert foretold(vm, absent)[absent[1]] == comment
+
+
+def test_a_netvm_waits_for_the_vms_that_are_connected_to_it(foretold, states, there, root):
+    states.qubes_vm.present("net", klass="NetVM", template="t2")
+    path, off = root / REGISTRY, 'uses_default_netvm="False"'
+    text = path.read_text().replace('uses_default_netvm="True"', off)
+    mine = f'name="work" netvm_qid="{qid(text, "net")}"'
+    path.write_text(text.replace('name="work" netvm_qid="none"', mine))
+    told = foretold(("qubes_vm.absent", "work", PURGE), ("qubes_vm.absent", "net", PURGE))
+    assert told["net"] == "VM net waits for work to leave it"
+
+
+@pytest.mark.parametrize(
+    ("declared", "absent"),
+    [
+        ({"pool": "a", "label": "blue"}, ("qubes_pool.absent", "a", {})),
+        ({"template": "t", "label": "blue"}, ("qubes_vm.absent", "t", PURGE)),
+        ({"label": "blue"}, ("qubes_vm.absent", "t", PURGE)),
+    ],
+)
+def test_what_goes_is_refused_for_the_vms_that_stay(foretold, there, declared, absent):
+    assert "work" in foretold(("qubes_vm.present", "work", declared), absent)[absent[1]]
+
+
+def test_what_goes_is_refused_for_the_vms_that_the_run_has_use_it(foretold, states, there):
+    states.qubes_pool.present("c", dir_path="/opt/c")
+    told = foretold(
+        ("qubes_pool.present", "d", {"dir_path": "/opt/d"}),
+        ("qubes_vm.present", "work", {"pool": "b", "migrate": True, "template": "t2"}),
+        ("qubes_vm.present", "new", {"pool": "b"}),
+        ("qubes_vm.present", "later", {"pool": "d", "template": "t2"}),
+        ("qubes_vm.present", "copy", {"klass": "StandaloneVM", "template": "t2", "pool": "c"}),
+        ("qubes_pool.absent", "a", {}),
+        ("qubes_pool.absent", "b", {}),
+        ("qubes_pool.absent", "c", {}),
+        ("qubes_vm.absent", "t", PURGE),
+        ("qubes_vm.absent", "t2", PURGE),
+    )
+    assert told["a"] == "Pool a waits for work to leave it"
+    assert "VMs lie in it (new, work)" in told["b"]
+    assert "VMs lie in it (copy)" in told["c"]
+    assert "is the template of new;" in told["t"]  # the system's default one
+    assert "is the template of later, work;" in told["t2"]
+
+
+def test_a_pool_changes_its_place_once_its_vms_have_left_it(foretold, there):
+    told = foretold(
+        ("qubes_vm.absent", "work", PURGE), ("qubes_pool.present", "a", {"dir_path": "/opt/new"})
+    )
+    assert told["a"] == "Pool a waits for work to leave it"
+
+
+def test_a_pool_that_has_gone_takes_no_vm(run, there):
+    declared = ("qubes_pool.absent", "b", {}), ("qubes_vm.present", "new", {"pool": "b"})
+    told, done = run(*declared, test=True)["new"], run(*declared)["new"]
+    assert (told["result"], told["comment"]) == (done["result"], done["comment"])
+    assert "pool b: unknown" in told["comment"]
+
+
+def test_what_goes_is_refused_for_vms_that_go_later_or_not_at_all(run, there):
+    pool, later = ("qubes_pool.absent", "a", {}), ("qubes_vm.absent", "work", PURGE)
+    kept = ("qubes_vm.absent", "work", {})
+    for states in ((kept, pool), (pool, later)):
+        told = run(*states, test=True)
+        assert told["a"]["result"] is False
+        assert told["a"]["comment"] == run(*states)["a"]["comment"]
+
+
+def test_a_template_that_is_to_go_without_purge_has_images_whoever_leaves_it(foretold, there):
+    told = foretold(("qubes_vm.present", "work", {"template": "t2"}), ("qubes_vm.absent", "t", {}))
+    assert "has images" in told["t"]
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_vm_does_not_wait_for_a_directory_where_something_else_is(
+    foretold, modules, root, there, is_link
+):
+    for name in ("appvms", "vm-templates"):
+        (root / "opt/c" / name).mkdir(parents=True)
+    wrong = root / "opt/c/servicevms"
+    wrong.symlink_to("/nowhere") if is_link else wrong.touch()
+    pool = ("qubes_pool.present", "c", {"dir_path": "/opt/c"})
+    vm = ("qubes_vm.present", "net", {"klass": "NetVM", "pool": "c"})
+    for _ in ("the pool is made", "the pool is there"):
+        assert "move what is there away, and make it" in foretold(pool, vm)["net"]
+    assert modules.qubes_pool.info("c")["problems"] == [
+        "/opt/c/servicevms is no directory: move it away"
+    ]
+
+
+def test_a_vm_waits_for_the_directories_that_its_pool_lacks(foretold, root, there):
+    (root / "opt/b/appvms").rmdir()
+    told = foretold(("qubes_pool.present", "b", {}), ("qubes_vm.present", "new", {"pool": "b"}))
+    assert told["new"] == "VM new waits for pool b"
+
+
+def test_a_pool_whose_directories_are_there_already_is_planned_with(foretold, root, there):
+    for name in ("appvms/taken", "servicevms", "vm-templates"):
+        (root / "opt/c" / name).mkdir(parents=True)
+    told = foretold(
+        ("qubes_pool.present", "c", {"options": [{"dir_path": "/opt/c"}]}),
+        ("qubes_vm.present", "taken", {"pool": "c"}),
+        ("qubes_vm.present", "free", {"pool": "c"}),
+    )
+    assert "/opt/c/appvms/taken is there" in told["taken"]
+    assert told["free"] == "VM free would be created"
+
+
+def test_guards_that_the_run_sets_are_kept(foretold, states, there):
+    states.qubes_pool.present("b", min_free="900TiB")
+    told = foretold(
+        ("qubes_pool.present", "a", {"min_free": "900TiB"}),
+        ("qubes_pool.present", "b", {"options": {"min_free": None}}),
+        ("qubes_vm.present", "full", {"pool": "a"}),
+        ("qubes_vm.present", "free", {"pool": "b"}),
+    )
+    assert "min_free keeps 900.0 TiB" in told["full"]
+    assert told["free"] == "VM free would be created"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a filesystem")
+def test_vms_wait_for_the_disk_that_the_run_mounts(foretold, root, tmp_path, there):
+    place, disk = root / "mnt/ssd", tmp_path / "disk"
+    for path in (place, disk):
+        path.mkdir()
+    mount = {"device": str(disk), "fstype": "none", "opts": "bind", "persist": False}
+    declared = (
+        ("mount.mounted", str(place), mount),
+        ("qubes_pool.present", "c", {"dir_path": "/mnt/ssd/c", "require_mount": "/mnt/ssd"}),
+        ("qubes_vm.present", "alone", {"klass": "StandaloneVM", "pool": "c", "label": "blue"}),
+    )
+    away = (declared[0], ("qubes_vm.absent", "alone", PURGE))
+    try:
+        for states in (declared, declared, away):
+            told = foretold(*states)
+            subprocess.run(["umount", place], check=True)
+            assert told["alone"] in ("VM alone waits for pool c", "VM alone waits for /mnt/ssd")
+        assert told["alone"] == "VM alone waits for /mnt/ssd"
+        (disk / "sub").mkdir()
+        told = foretold(declared[0], ("qubes_pool.present", "d", {"dir_path": "/mnt/ssd/sub/d"}))
+        assert told["d"] == "Pool d waits for /mnt/ssd/sub"
+    finally:
+        subprocess.run(["umount", place], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("word", ["root_copy_from", "root_move_from"])
+def test_a_vm_waits_for_the_image_that_the_run_brings(run, modules, tmp_path, there, word):
+    disk = str(tmp_path / "disk.raw")
+    image = ("file.managed", disk, {"contents": "BOOT"})
+    vm = ("qubes_vm.present", "new", {"klass": "HVM", word: disk})
+    alone = run(vm, test=True)["new"]
+    assert (alone["result"], alone["comment"]) == (False, run(vm)["new"]["comment"])
+    other = ("file.managed", f"{disk}.md5", {"contents": "none"})
+    told = run(other, image, vm, test=True)["new"]
+    assert (told["result"], told["comment"]) == (None, f"VM new waits for {disk}")
+    done = run(image, vm)["new"]
+    assert (done["result"], word in done["changes"]) == (True, True)
+    assert run(vm)["new"]["changes"] == {}
+
+
+def test_a_pool_waits_for_the_directory_of_a_pool(foretold, there):
+    told = foretold(
+        ("qubes_pool.present", "c", {"dir_path": "/opt/c"}),
+        ("qubes_pool.present", "d", {"dir_path": "/opt/c/d"}),
+        ("qubes_pool.present", "e", {"options": {"dir_path": "/opt/c/d/e"}}),
+    )
+    assert told["d"] == "Pool d waits for /opt/c"
+    assert told["e"] == "Pool e waits for /opt/c/d"
+
+
+def test_of_two_pools_over_one_directory_the_second_is_refused(foretold, there):
+    told = foretold(
+        ("qubes_pool.present", "c", {"dir_path": "/opt/c"}),
+        ("qubes_pool.present", "d", {"options": {"dir_path": "/opt/c/"}}),
+        ("qubes_pool.present", "e", {"dir_path": "/opt/c/e"}),
+        ("qubes_pool.present", "f", {"options": {"dir_path": "/opt/c/e"}}),
+    )
+    assert "is the directory of pool c too" in told["d"]
+    assert "is the directory of pool e too" in told["f"]
+
+
+def test_a_pool_takes_the_directory_that_another_leaves(foretold, there):
+    told = foretold(
+        ("qubes_pool.present", "b", {"dir_path": "/opt/new"}),
+        ("qubes_pool.present", "c", {"dir_path": "/opt/b"}),
+    )
+    assert told["c"] == "Pool c would be added"
+
+
+def test_a_pool_takes_the_directory_of_one_that_goes(run, there):
+    declared = (
+        ("qubes_pool.absent", "b", {}),
+        ("qubes_pool.present", "c", {"dir_path": "/opt/b"}),
+        ("qubes_pool.present", "b", {"dir_path": "/opt/new"}),
+    )
+    told, done = run(*declared, test=True), run(*declared)
+    assert told["c"]["changes"] == done["c"]["changes"] != {}
+    assert told["b"]["comment"] == "Pool b waits for an earlier state of pool b"
+    assert (done["b"]["result"], set(done["b"]["changes"])) == (
+        True,
+        {"created", "driver", "dir_path"},
+    )
+
+
+def test_a_clone_waits_for_the_vm_that_the_run_changes(foretold, modules, there):
+    told = foretold(
+        ("qubes_vm.present", "work", {"label": "blue"}),
+        ("qubes_vm.present", "copy", {"clone_from": "work"}),
+        ("qubes_vm.present", "other", {"clone_from": "t"}),
+    )
+    assert told["copy"] == "VM copy waits for VM work"
+    assert told["other"] == "VM other would be created"
+    assert modules.qubes_vm.info("copy")["label"] == "blue"
+
+
+def test_a_clone_of_what_goes_before_is_refused(run, there):
+    declared = (
+        ("qubes_vm.absent", "work", PURGE),
+        ("qubes_vm.present", "copy", {"clone_from": "work"}),
+    )
+    assert run(*declared, test=True)["copy"]["result"] is False
+    assert run(*declared)["copy"]["result"] is False
+
+
+def test_what_a_vm_waits_for_is_called_what_it_is(foretold, there):
+    told = foretold(
+        ("qubes_vm.present", "t3", {"klass": "TemplateVM"}),
+        ("qubes_vm.present", "copy", {"clone_from": "t3"}),
+        ("qubes_vm.present", "app", {"template": "t3"}),
+    )
+    assert told["copy"] == "VM copy waits for VM t3"
+    assert told["app"] == "VM app waits for template t3"
+
+
+def test_a_vm_waits_for_the_first_template_of_the_run(run, root):
+    declared = (
+        ("qubes_pool.present", "default", {}),
+        ("qubes_vm.present", "hvm", {"klass": "HVM"}),
+        ("qubes_vm.present", "app", {}),
+        ("qubes_vm.present", "t", {"klass": "TemplateVM"}),
+        ("qubes_vm.present", "net", {"klass": "NetVM"}),
+    )
+    told, done = run(*declared, test=True), run(*declared)
+    assert told["app"]["result"] is done["app"]["result"] is False
+    assert told["net"]["comment"] == "VM net waits for pool default and a default template"
+    assert done["net"]["result"] is True
+
+
+@pytest.mark.parametrize("pool", ["b", "c"])
+def test_more_new_vms_than_there_are_numbers_for_are_refused(foretold, root, there, pool):
+    take_numbers(root, 6)
+    told = foretold(
+        ("qubes_pool.present", "c", {"dir_path": "/opt/c"}),
+        *(("qubes_vm.present", f"vm{n}", {"pool": pool}) for n in range(4)),
+        ("qubes_vm.present", "work", {"label": "blue"}),
+    )
+    refused = {name for name, comment in told.items() if "every qid from 1 to 253" in comment}
+    assert refused == {"vm2", "vm3"}
+    assert told["work"] == "VM work would be set"
+
+
+def test_a_vm_that_moves_into_a_pool_of_the_run_takes_no_number(foretold, root, there):
+    take_numbers(root, 4)
+    told = foretold(
+        ("qubes_pool.present", "c", {"dir_path": "/opt/c"}),
+        ("qubes_vm.present", "work", {"pool": "c", "migrate": True}),
+    )
+    assert told["work"] == "VM work waits for pool c"
+
+
+def test_a_vm_that_lies_elsewhere_does_not_wait_for_a_pool_of_the_run(foretold, there):
+    told = foretold(
+        ("qubes_pool.present", "c", {"dir_path": "/opt/c"}),
+        ("qubes_vm.present", "work", {"pool": "c"}),
+    )
+    assert "lies in pool a, not in c" in told["work"]
+
+
+def test_only_states_before_one_count(run, there):
+    declared = (
+        ("qubes_vm.present", "new", {"pool": "c"}),
+        ("qubes_pool.present", "c", {"dir_path": "/opt/c"}),
+    )
+    told, done = run(*declared, test=True), run(*declared)
+    assert told["new"]["result"] is done["new"]["result"] is False
+    assert told["new"]["comment"] == done["new"]["comment"]
+
+
+@pytest.mark.parametrize("run", [1, (), ("a",), "ab"])
+def test_what_no_state_has_handed_over_is_refused(modules, there, run):
+    with pytest.raises(SaltInvocationError, match="is none that a state has handed over"):
+        modules.qubes_vm.diff("new", run=run)
