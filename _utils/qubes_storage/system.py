@@ -13,7 +13,7 @@ from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.looking import Looking
 from qubes_storage.moving import Moving
 from qubes_storage.orphans import Orphans
-from qubes_storage.pool import CONF, make_pool, pick
+from qubes_storage.pool import CONF, in_force, make_pool, pick
 from qubes_storage.pools import Pools
 from qubes_storage.removal import Removal
 from qubes_storage.report import Report
@@ -135,12 +135,10 @@ class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal,
 
     def _place(self, kind, name):
         """The directory of a pool or VM, for a message."""
-        with contextlib.suppress(OSError, StoragePoolException):
-            if kind == "pool":
-                return self.get_pool(name).dir_path
-            vm = self.find_vm(name)
-            return self.pool_of(vm).vmdir(vm) if vm else registry.PATH
-        return CONF
+        if kind == "pool":
+            return in_force(name, self.sections().get(name, {})).get("dir_path", CONF)
+        vm = self.find_vm(name)
+        return self.pool_of(vm).vmdir(vm) if vm else registry.PATH
 
     def save_registry(self, changed):
         """Save qubes.xml; the lock is held."""

@@ -206,7 +206,7 @@ class VMs(Planning, Comparing, Cloning):
         Smaller is refused. A loop device over the image, by which a running VM has it, grows too.
         """
         size = parse_size(size, f"VM {name}: volume {volume}")
-        check_volumes(name, {volume: size})
+        size = check_volumes(name, {volume: size})[volume]
         with self.locked("VM", name):
             vm = self.get_vm(name)
             self._check_own_directory(vm)

@@ -246,3 +246,83 @@ def test_the_place_of_a_pool_is_named_where_sharing_cannot_be_tried_out(machine,
     with pytest.raises(StoragePoolException, match=f"pool new: /mnt/new: {EIO}; mend it"):
         machine.connect().add_pool("new", driver="reflink", dir_path="/mnt/new")
     assert machine.tree() == before
+
+
+def test_a_pool_whose_guards_cannot_be_removed_stays(machine, failing):
+    system, broken = machine.connect(), []
+    system.set_pool("foo", min_free="1GiB")
+    files = [machine.path(path) for path in ("/etc/qubes/storage.conf", GUARDS)]
+    before = [path.read_bytes() for path in files]
+    failing("fsync", lambda fd: broken and opened(fd).endswith("/.storage-guards.conf.new"))
+    broken.append(True)
+    with pytest.raises(StoragePoolException, match=f"pool foo: {GUARDS}: cannot be saved: {EIO}"):
+        system.remove_pool("foo")
+    assert [path.read_bytes() for path in files] == before
+    failing("rmdir", lambda name: name == "appvms")
+    with pytest.raises(StoragePoolException, match=f"pool foo: /mnt/foo: {EIO}; mend it"):
+        system.remove_pool("foo", purge=True)
+    assert [path.read_bytes() for path in files] == before
+    assert machine.path("/mnt/foo/appvms").is_dir()
+
+
+def test_what_a_disk_that_fails_does_not_let_go_is_told_and_goes_with_the_next_run(
+    machine, failing
+):
+    system, broken = machine.connect(), [True]
+    failing("fsync", lambda fd: broken and opened(fd).endswith("/.new.creating"))
+    failing("unlink", lambda name: broken and name == "private.img")
+    left = r"\.new\.creating beside it was left behind, mend it and try again"
+    with pytest.raises(StoragePoolException, match=f"appvms/new\\): {EIO}; {left}"):
+        system.create_vm("new")
+    broken.clear()
+    assert set(system.vm_diff("new")) >= {"created", "unfinished"}
+    system.create_vm("new")
+    assert system.verify_vm("new") == []
+
+
+def test_a_vm_that_could_be_neither_removed_nor_put_back_is_put_back_by_the_next_run(
+    machine, failing
+):
+    system, broken = machine.connect(), [True]
+    before = machine.tree()
+    failing("fsync", lambda fd: broken and opened(fd).endswith("/.qubes.xml.new"))
+    failing("rename", lambda name: broken and name == ".work.removing")
+    with pytest.raises(StoragePoolException, match=r"work: is kept, but .*removing: .*puts it bac"):
+        system.remove_vm("work", purge=True)
+    broken.clear()
+    assert "unfinished" in system.set_vm("work")
+    assert machine.tree() == before
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """``interrupted(path)``: Ctrl-C comes when that directory is synced."""
+
+    def use(path):
+        before = os.fsync
+
+        def interrupt(fd):
+            if opened(fd) == str(path):
+                raise KeyboardInterrupt
+            before(fd)
+
+        monkeypatch.setattr(os, "fsync", interrupt)
+
+    yield use
+    monkeypatch.undo()
+
+
+def test_what_ctrl_c_comes_after_is_done(machine, interrupted, monkeypatch):
+    """Once a file is replaced, whatever else there is stays as it says."""
+    system = machine.connect()
+    interrupted(machine.path(LIB))
+    with pytest.raises(KeyboardInterrupt):
+        system.create_vm("new")
+    monkeypatch.undo()
+    assert "unfinished" in system.set_vm("new")
+    assert system.verify_vm("new") == []
+    interrupted(machine.path("/etc/qubes"))
+    with pytest.raises(KeyboardInterrupt):
+        system.add_pool("new", dir_path="/mnt/new")
+    monkeypatch.undo()
+    assert system.pool_diff("new", dir_path="/mnt/new") == {}

@@ -215,3 +215,10 @@ def test_an_image_that_a_loop_device_holds_is_in_use(tmp_path):
         finally:
             subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
         assert image.used_by_loop(found) is None
+
+
+def test_what_is_no_directory_has_a_number_alone(tmp_path):
+    (tmp_path / "file").touch()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    assert image.identity(fd, "file") == str((tmp_path / "file").stat().st_ino)
+    os.close(fd)
