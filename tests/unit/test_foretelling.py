@@ -30,6 +30,7 @@ def after(request, tmp_path):
                 returns[tag] = {"result": None, "changes": changes}
             return foretelling.connect_as(settings.get, (lows, returns))
 
+        connect.daemon = daemon
         yield connect
 
 
@@ -99,3 +100,22 @@ def test_a_state_on_its_own_may_wait_for_any_pool_or_vm_but_for_no_directory(aft
     with pytest.raises(StoragePoolException) as caught:
         there.pool_diff("inner", driver="file", dir_path="/mnt/nope/inner")
     assert caught.value.waits_for and not isinstance(caught.value, Waits)
+
+
+def test_what_goes_waits_for_those_that_leave_it(after):
+    after.daemon.add_vm("debian", "TemplateVM")
+    after.daemon.add_vm("app", "AppVM", template="debian")
+    gone = ("qubes_vm.absent app", {"purge": True}, {"removed": {"old": "app", "new": None}})
+    moved = ("qubes_vm.present app", {"template": "fedora"}, made(template="fedora"))
+    left = ("qubes_vm.present work", {"pool": "btrfs", "migrate": True}, made(pool="btrfs"))
+    with pytest.raises(StoragePoolException, match="is named by app's template") as caught:
+        after(left).vm_remove_diff("debian", purge=True)
+    assert not isinstance(caught.value, Waits)
+    for state in (gone, moved):
+        with pytest.raises(Waits, match="VM debian waits for app to leave it"):
+            after(state).vm_remove_diff("debian", purge=True)
+    with pytest.raises(StoragePoolException, match=r"VMs lie in it \(work\)") as caught:
+        after(gone).pool_remove_diff("ssd")
+    assert not isinstance(caught.value, Waits)
+    with pytest.raises(Waits, match="Pool ssd waits for work to leave it"):
+        after(left).pool_remove_diff("ssd")

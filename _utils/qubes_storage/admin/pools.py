@@ -113,7 +113,8 @@ class AdminPools(AdminPoolPlan):
         ]
         if vms:
             raise StoragePoolException(
-                f"pool {name}: VMs lie in it ({shown(vms)}); migrate or remove them first"
+                f"pool {name}: VMs lie in it ({shown(vms)}); migrate or remove them first",
+                waits_for=[("pool of", vm, name) for vm in vms],
             )
         used_as = [key for key, pool in self.default_pools().items() if pool == name]
         if used_as:

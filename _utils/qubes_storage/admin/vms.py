@@ -195,11 +195,6 @@ class AdminVMs(AdminVMPlan):
             raise InvalidInput("VM dom0: cannot be removed")
         if there.state != "Halted" and there.klass in OWN:
             raise StoragePoolException(f"VM {name}: is {there.state}; shut it down first")
-        users = [user for user in self.named_by(name) if user[0] != name]
-        if users:
-            raise StoragePoolException(
-                f"VM {name}: is named by {self.said(users)}; give them another or remove them first"
-            )
         changes["removed"] = {"old": name, "new": None}
         volumes = self.volumes(name) if there.klass in OWN else {}
         held = [v for v in volumes.values() if v.save]
@@ -212,6 +207,13 @@ class AdminVMs(AdminVMPlan):
             )
         if held:
             changes["deleted"] = {"old": sorted(f"{v.pool}:{v.name}" for v in held), "new": None}
+        users = [user for user in self.named_by(name) if user[0] != name]
+        if users:  # last: whoever waits for this waits for nothing else
+            raise StoragePoolException(
+                f"VM {name}: is named by {self.said(users)}; give them another or remove them"
+                " first",
+                waits_for=[(f"{key} of", user or "", name) for user, key in users],
+            )
         return changes
 
     def remove_vm(self, name, purge=False):
