@@ -7,9 +7,9 @@ class StoragePoolException(Exception):
 
     ``waits_for`` names what is in the way and nothing else wrong, so that who knows that it is
     about to be mended can wait for it. What is missing: ``("pool", name)``, ``("VM", name)`` (name
-    None for any template), ``("path", path)`` of the machine, ``("file", path)`` of the caller's.
-    What is still used: ``("pool of", VM, name)`` for each VM in pool ``name``, likewise
-    ``"template of"`` and ``"NetVM of"``.
+    None for any template), ``("path", path)`` and ``("mount", path)`` of the machine, ``("file",
+    path)`` of the caller's. What is still used: ``("pool of", VM, name)`` for each VM in pool
+    ``name``, likewise ``"template of"`` and ``"NetVM of"``.
     """
 
     def __init__(self, message, waits_for=()):

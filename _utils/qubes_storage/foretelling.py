@@ -171,7 +171,7 @@ class _Then:
 
     def _comes(self, kind, what, used=None):
         """Whether states before this one mend what ``waits_for`` of an error tells of."""
-        if kind in ("path", "file"):
+        if kind in ("path", "file", "mount"):
             return self._path_comes(kind, what)
         if used is not None:
             return self.run.leaves(what, kind.removesuffix(" of"), used)
@@ -189,10 +189,14 @@ class _Then:
         below = "" if kind == "file" else self.root.rstrip("/")
         real = os.path.realpath(below + path)
         for name, function, tag in self.run.of("path"):
-            place = os.path.realpath(name)
-            inside = tag.startswith("mount_|-") and real.startswith(f"{place}/")
+            place, mounts = os.path.realpath(name), tag.startswith("mount_|-")
+            inside = mounts and real.startswith(f"{place}/")
+            if kind == "mount" and not mounts:
+                continue  # who makes the mount point mounts nothing
             if function not in ("absent", "unmounted") and (real == place or inside):
                 return True
+        if kind == "mount":
+            return False
         pools = self.list_pools()
         dirs = [pools[name].get("dir_path") for name in self.run.pools if name in pools]
         return real in [os.path.realpath(below + dir_path) for dir_path in dirs if dir_path]
@@ -280,7 +284,7 @@ def _words(waits_for, template):
     users = [what for _, what, *used in waits_for if used]
     if users:
         return f"{shown(users)} to leave it"
-    words = {"path": "", "file": "", "pool": "pool ", "VM": "VM "}
+    words = {"path": "", "file": "", "mount": "", "pool": "pool ", "VM": "VM "}
     templates = {template: f"template {template}", None: "a default template"}
     return " and ".join(
         templates[what] if kind == "VM" and what in templates else f"{words[kind]}{what}"

@@ -45,7 +45,7 @@ def check_mount(root, pool, guards):
     if path and not files.is_mount(root, path):
         raise StoragePoolException(
             f"pool {pool}: {path} is not mounted, and require_mount asks for it; mount its disk",
-            waits_for=[("path", path)],
+            waits_for=[("mount", path)],
         )
 
 

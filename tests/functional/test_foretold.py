@@ -235,6 +235,14 @@ def test_vms_wait_for_the_disk_that_the_run_mounts(foretold, root, tmp_path, the
         subprocess.run(["umount", place], check=False, capture_output=True)
 
 
+def test_who_makes_a_mount_point_mounts_nothing(foretold, root):
+    told = foretold(
+        ("file.directory", str(root / "mnt/usb"), {}),
+        ("qubes_pool.present", "u", {"dir_path": "/mnt/usb/q", "require_mount": "/mnt/usb"}),
+    )
+    assert "pool u: /mnt/usb is not mounted" in told["u"]
+
+
 @pytest.mark.parametrize("word", ["root_copy_from", "root_move_from"])
 def test_a_vm_waits_for_the_image_that_the_run_brings(run, modules, tmp_path, there, word):
     disk = str(tmp_path / "disk.raw")
