@@ -64,9 +64,10 @@ def klass(name):
         qubesctl qubes_vm.klass work
     """
     try:
-        return _system().list_vms().get(name, {}).get("klass")
+        there = _system().list_vms()
     except (OSError, qubes_storage.StoragePoolException):
         return None
+    return next((vm["klass"] for other, vm in there.items() if other == name), None)
 
 
 def info(name):

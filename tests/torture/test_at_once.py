@@ -30,6 +30,7 @@ CLEAR = re.compile(
     r"VM [\w-]+: (is in qubes\.xml already|is not in qubes\.xml|is not there|lies in pool"
     r"|private has \d+ bytes .* and never shrinks)"
     r"|pool [\w-]+: (is in /etc/qubes/storage\.conf already|is not in /etc/qubes|is not there)"
+    r"|One or more requisite failed: qubes_storage\.VM "  # which says why itself
 )
 
 
