@@ -473,7 +473,7 @@ def test_require_mount_lets_a_pool_be_made_on_a_mounted_disk_alone(system, root,
     subprocess.run(["umount", mounted], check=True)
     with refused(root, "pool usb: /mnt/ is not mounted.*mount its disk") as caught:
         system.set_pool("usb")
-    assert caught.value.waits_for == [("path", "/mnt/")]
+    assert caught.value.waits_for == [("mount", "/mnt/")]
     assert any("is not mounted" in problem for problem in system.pool_info("usb")["problems"])
     assert os.listdir(mounted) == []
 

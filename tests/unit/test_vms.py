@@ -52,7 +52,7 @@ def test_an_image_is_not_told_to_be_gone_while_its_disk_is_to_be_mounted(machine
         machine.path(away).rename(machine.path(f"{away}.away"))
         with pytest.raises(StoragePoolException, match="pool foo: /mnt is not mounted") as caught:
             system.vm_diff("work", label="red")
-        assert caught.value.waits_for == [("path", "/mnt")]
+        assert caught.value.waits_for == [("mount", "/mnt")]
     guards.unlink()
     refused(machine, lambda: system.set_vm("work", label="red"), "its disk is not mounted; mount")
 
