@@ -13,6 +13,7 @@ Declare storage pools of Qubes OS. ``qvm-pool`` is an alias of this module.
       qubes_pool.absent: []
 """
 
+from qubes_storage import salt_run
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "qubes_pool"
@@ -49,7 +50,7 @@ def present(name, driver=None, options=None, require_mount=None, min_free=None, 
     }
     changes = {}
     try:
-        changes = __salt__["qubes_pool.diff"](name, **declared, run=_run())
+        changes = __salt__["qubes_pool.diff"](name, **declared, run=salt_run.handed_over(globals()))
         notes = "".join(f" ({note})" for note in __salt__["qubes_pool.notes"](name, **declared))
         if not changes:
             return {**ret, "comment": ret["comment"] + notes}
@@ -60,7 +61,7 @@ def present(name, driver=None, options=None, require_mount=None, min_free=None, 
         changes = __salt__[f"qubes_pool.{verb}"](name, **declared)
     except (CommandExecutionError, SaltInvocationError) as err:
         made = _made(err, changes, lambda: __salt__["qubes_pool.diff"](name, **declared))
-        return _not_done({**ret, "changes": made}, err)
+        return salt_run.not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": f"Pool {name} was {done}{notes}"}
 
 
@@ -81,7 +82,7 @@ def absent(name, purge=False):
     asked = {"absent": True, "purge": purge}
     changes = {}
     try:
-        changes = __salt__["qubes_pool.diff"](name, **asked, run=_run())
+        changes = __salt__["qubes_pool.diff"](name, **asked, run=salt_run.handed_over(globals()))
         if not changes:
             return ret
         if __opts__["test"]:
@@ -90,7 +91,7 @@ def absent(name, purge=False):
         changes = __salt__["qubes_pool.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
         made = _made(err, changes, lambda: __salt__["qubes_pool.diff"](name, **asked))
-        return _not_done({**ret, "changes": made}, err)
+        return salt_run.not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": f"Pool {name} was removed"}
 
 
@@ -122,7 +123,9 @@ def default(
     }
     changes = {}
     try:
-        changes = __salt__["qubes_pool.default_pools_diff"](**pools, run=_run())
+        changes = __salt__["qubes_pool.default_pools_diff"](
+            **pools, run=salt_run.handed_over(globals())
+        )
         if not changes:
             return ret
         if __opts__["test"]:
@@ -131,7 +134,7 @@ def default(
         changes = __salt__["qubes_pool.set_default_pools"](**pools)
     except (CommandExecutionError, SaltInvocationError) as err:
         made = _made(err, changes, lambda: __salt__["qubes_pool.default_pools_diff"](**pools))
-        return _not_done({**ret, "changes": made}, err)
+        return salt_run.not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": "Default pools were set"}
 
 
@@ -146,16 +149,3 @@ def _made(err, changes, diff):
     left = {*left, *getattr(err.__cause__, "not_done", ())}
     made = {key: value for key, value in changes.items() if key not in left}
     return {} if "created" in left or "removed" in left else made
-
-
-def _run():
-    """In test mode, what tells of the states before this one: all of the run, and their returns."""
-    if not __opts__["test"]:
-        return None
-    return globals().get("__lowstate__"), globals().get("__running__")
-
-
-def _not_done(ret, err):
-    """An error; in test mode maybe only what states before this one will have mended."""
-    waits = getattr(err.__cause__, "waits", False)
-    return {**ret, "result": None if waits else False, "comment": str(err)}

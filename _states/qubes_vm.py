@@ -14,6 +14,7 @@ Declare VMs of Qubes OS: where their images lie, and how large they are at least
             - ssd
 """
 
+from qubes_storage import salt_run
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "qubes_vm"
@@ -72,7 +73,7 @@ def present(
     }
     changes = {}
     try:
-        changes = __salt__["qubes_vm.diff"](name, **declared, run=_run())
+        changes = __salt__["qubes_vm.diff"](name, **declared, run=salt_run.handed_over(globals()))
         if not changes:
             return ret
         verb, done = ("create", "created") if "created" in changes else ("set", "set")
@@ -82,7 +83,7 @@ def present(
         changes = __salt__[f"qubes_vm.{verb}"](name, **declared)
     except (CommandExecutionError, SaltInvocationError) as err:
         made = _made(err, changes, name, declared)
-        return _not_done({**ret, "changes": made}, err)
+        return salt_run.not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": f"VM {name} was {done}"}
 
 
@@ -102,7 +103,9 @@ def absent(name, purge=False):
     ret = {"name": name, "changes": {}, "result": True, "comment": f"VM {name} is absent"}
     changes = {}
     try:
-        changes = __salt__["qubes_vm.diff"](name, absent=True, purge=purge, run=_run())
+        changes = __salt__["qubes_vm.diff"](
+            name, absent=True, purge=purge, run=salt_run.handed_over(globals())
+        )
         if not changes:
             return ret
         if __opts__["test"]:
@@ -111,7 +114,7 @@ def absent(name, purge=False):
         changes = __salt__["qubes_vm.remove"](name, purge)
     except (CommandExecutionError, SaltInvocationError) as err:
         made = _made(err, changes, name, {"absent": True, "purge": purge})
-        return _not_done({**ret, "changes": made}, err)
+        return salt_run.not_done({**ret, "changes": made}, err)
     return {**ret, "changes": changes, "comment": f"VM {name} was removed"}
 
 
@@ -136,16 +139,3 @@ def _made(err, changes, name, declared):
                 for side in ("old", "new")
             }
     return made
-
-
-def _run():
-    """In test mode, what tells of the states before this one: all of the run, and their returns."""
-    if not __opts__["test"]:
-        return None
-    return globals().get("__lowstate__"), globals().get("__running__")
-
-
-def _not_done(ret, err):
-    """An error; in test mode maybe only what states before this one will have mended."""
-    waits = getattr(err.__cause__, "waits", False)
-    return {**ret, "result": None if waits else False, "comment": str(err)}

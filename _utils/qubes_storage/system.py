@@ -156,8 +156,7 @@ class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal,
     def edit_conf(self, path, section, options=None):
         """Change a section of storage.conf or of the guards, or remove it; the lock is held."""
         data = files.read(self.root, path)
-        fresh = data is None
-        conf = Conf(_HEADER if fresh and path == CONF else data or b"", path)
+        conf = Conf(_HEADER if data is None and path == CONF else data or b"", path)
         if options is None:
             conf.remove(section)
         else:
@@ -172,7 +171,6 @@ class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal,
                     f"pool {section}: {path}: cannot be saved: {err.strerror}; run as root, for it"
                     " is written beside and renamed, or mend the disk; it is as it was"
                 ) from err
-        return fresh
 
     @contextlib.contextmanager
     def _put_back(self, path, last=CONF):

@@ -33,8 +33,8 @@ FUNCTIONS = {
 }
 
 
-def begins(function, words):
-    """Whether the arguments of a function begin with these, and the others can be left out."""
+def check_begins(function, words):
+    """See that a function's arguments begin with these, and that the others can be left out."""
     taken = inspect.signature(function).parameters.values()
     first, others = list(taken)[: len(words.split())], list(taken)[len(words.split()) :]
     assert " ".join(each.name for each in first) == words
@@ -48,17 +48,17 @@ def test_a_state_takes_its_arguments_in_this_order(name):
     spec = importlib.util.spec_from_file_location(module, path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
-    begins(getattr(loaded, function), STATES[name])
+    check_begins(getattr(loaded, function), STATES[name])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_takes_its_arguments_in_this_order(name, modules):
-    begins(modules[name], FUNCTIONS[name])
+    check_begins(modules[name], FUNCTIONS[name])
 
 
 def test_the_core_takes_its_arguments_in_this_order():
-    begins(qubes_storage.connect, "root backend socket")
-    begins(qubes_storage.loads, "text")
+    check_begins(qubes_storage.connect, "root backend socket")
+    check_begins(qubes_storage.loads, "text")
 
 
 def test_a_function_and_the_core_read_what_is_given_by_place_alike(modules, root):

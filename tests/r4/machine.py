@@ -4,8 +4,9 @@ import contextlib
 import os
 
 from qubes_storage import connect
+from qubes_storage.adminapi import Client
 
-from tests.r4.qubesd import RELEASES, Qubesd, serve
+from tests.r4.qubesd import RELEASES, Call, Qubesd, serve
 
 
 @contextlib.contextmanager
@@ -40,3 +41,42 @@ def forget(daemon, system):
 
 
 __all__ = ["RELEASES", "forget", "machine", "writes"]
+
+
+def killed_at(number, verb, after=False, files=False):
+    """
+    Run a verb in a process that dies at its step of that number, before or after it; False if it
+    made fewer. Steps are the daemon's writing calls; with ``files`` renames and deletions too.
+    """
+    pid = os.fork()
+    if not pid:
+        made = 0
+
+        def dying(step, counts=lambda *args: True):
+            def die(*args, **kwargs):
+                nonlocal made
+                if not counts(*args):
+                    return step(*args, **kwargs)
+                made += 1
+                if made == number and not after:
+                    os._exit(9)
+                try:
+                    return step(*args, **kwargs)
+                finally:
+                    if made == number:
+                        os._exit(9)
+
+            return die
+
+        try:
+            if files:
+                os.rename, os.unlink = dying(os.rename), dying(os.unlink)
+            Client._send = dying(Client._send, lambda _, __, m: Call(m, "", "", "", b"").writes)
+            verb()
+            os._exit(0)
+        except BaseException as err:  # what pytest would do in the child helps nobody
+            os.write(2, f"in the child: {err!r}\n".encode())
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 9)
+    return status == 9

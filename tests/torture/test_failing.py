@@ -21,39 +21,31 @@ ON = {
 
 @walked(PART)
 def test_what_fails_anywhere_says_so_and_leaves_all_as_it_was(world, operation, figures):
-    walk = Walk(world, operation)
-
-    def check(call, error):
-        ending = walk.fail(call, error)
-        walk.check_whole()
-        walk.check_failed(ending, call)
-        walk.check_converges()
-
-    count = take(
-        (f"{error} at {call}", lambda call=call, error=error: check(call, error))
-        for number, call in enumerate(walk.calls)
-        for error in (ERRORS if EVERYTHING else (ERRORS[number % len(ERRORS)],))
-    )
-    assert count >= 5
+    walk, errors = Walk(world, operation), len(ERRORS) if EVERYTHING else 1
+    figures["faults injected"] += fail_each_step(walk, Walk.fail, Walk.check_failed, errors)
     figures["operations failed at each step"] += 1
-    figures["faults injected"] += count
 
 
 @walked(ON)
 def test_a_disk_that_fails_from_any_step_on_loses_nothing(world, operation, figures):
     walk = Walk(world, operation)
+    figures["steps from which it failed"] += fail_each_step(walk, Walk.fail_on, Walk.check_told)
+    figures["operations on a disk that fails from a step on"] += 1
+
+
+def fail_each_step(walk, fail, check_told, errors=1):
+    """Have each step fail with some of the errors, each in its turn; returns how many did."""
 
     def check(call, error):
-        ending = walk.fail_on(call, error)
+        ending = fail(walk, call, error)
         walk.check_whole()
-        walk.check_told(ending, call)
+        check_told(walk, ending, call)
         walk.check_converges()
 
     count = take(
-        (f"{error} from {call} on", lambda call=call, error=error: check(call, error))
+        (f"{error}, {fail.__name__}, at {call}", lambda call=call, error=error: check(call, error))
         for number, call in enumerate(walk.calls)
-        for error in (ERRORS[number % len(ERRORS)],)
+        for error in (ERRORS * 2)[number % len(ERRORS) :][:errors]
     )
     assert count >= 5
-    figures["operations on a disk that fails from a step on"] += 1
-    figures["steps from which it failed"] += count
+    return count

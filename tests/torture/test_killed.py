@@ -6,7 +6,7 @@ state mends.
 import pytest
 
 from tests.torture.operations import walked
-from tests.torture.walking import Walk, need, take
+from tests.torture.walking import Walk, take
 
 pytestmark = pytest.mark.usefixtures("tracing")
 PART = {
@@ -23,30 +23,23 @@ CTRL_C = {
 
 @walked(PART)
 def test_killed_anywhere_the_next_run_finishes_or_undoes_it(world, operation, figures):
-    walk = Walk(world, operation)
-
-    def check(call):
-        walk.kill(call)
-        walk.check_whole()
-        walk.check_converges()
-
-    count = take((f"killed at {call}", lambda call=call: check(call)) for call in walk.calls)
-    assert count >= 5
-    figures["operations killed at each step"] += 1
-    figures["steps killed"] += count
+    stop_at_each_step(Walk(world, operation), Walk.kill, "killed", figures)
 
 
 @walked(CTRL_C)
 def test_interrupted_anywhere_it_is_undone_or_finished(world, operation, figures):
-    walk = Walk(world, operation)
+    stop_at_each_step(Walk(world, operation), Walk.interrupt, "interrupted", figures)
+
+
+def stop_at_each_step(walk, stop, how, figures):
+    """See that the next run of an operation mends what is left of one that was stopped."""
 
     def check(call):
-        ending = walk.interrupt(call)
-        need(isinstance(ending.error, KeyboardInterrupt), ending)
+        stop(walk, call)
         walk.check_whole()
         walk.check_converges()
 
-    count = take((f"Ctrl-C at {call}", lambda call=call: check(call)) for call in walk.calls)
+    count = take((f"{how} at {call}", lambda call=call: check(call)) for call in walk.calls)
     assert count >= 5
-    figures["operations interrupted at each step"] += 1
-    figures["steps interrupted"] += count
+    figures[f"operations {how} at each step"] += 1
+    figures[f"steps {how}"] += count

@@ -63,9 +63,10 @@ class Walk:
         strace.interrupt(self.act, call)
 
     def interrupt(self, call):
-        """The machine as it is once Ctrl-C came at a call; returns how the run ended."""
+        """The machine as it is once Ctrl-C came at a call."""
         self.world.restore()
-        return strace.at(self.act, call, _ctrl_c)
+        ending = strace.at(self.act, call, _ctrl_c)
+        need(isinstance(ending.error, KeyboardInterrupt), ending)
 
     def fail(self, call, error):
         """The same, for a call that failed; returns how the run ended."""

@@ -9,8 +9,7 @@ import pytest
 from qubes_storage import StoragePoolException
 from qubes_storage.adminapi import Client
 
-from tests.r4.machine import RELEASES, forget, machine, writes
-from tests.r4.qubesd import Call
+from tests.r4.machine import RELEASES, forget, killed_at, machine, writes
 
 GIB = 1024**3
 DATA = {"private": "the work of years", "root": "a system"}
@@ -34,44 +33,6 @@ def there(request, tmp_path):
     with machine(request.param, tmp_path) as (daemon, system):
         furnish(daemon, system)
         yield daemon, system
-
-
-def killed_at(number, verb, after=False):
-    """
-    Run a verb in a process that dies at its step of that number, before or after it; False if it
-    made fewer. Steps are the daemon's writing calls, and what is renamed and deleted.
-    """
-    pid = os.fork()
-    if not pid:
-        made = 0
-
-        def dying(step, counts=lambda *args: True):
-            def die(*args, **kwargs):
-                nonlocal made
-                if not counts(*args):
-                    return step(*args, **kwargs)
-                made += 1
-                if made == number and not after:
-                    os._exit(9)
-                try:
-                    return step(*args, **kwargs)
-                finally:
-                    if made == number:
-                        os._exit(9)
-
-            return die
-
-        try:
-            os.rename, os.unlink = dying(os.rename), dying(os.unlink)
-            Client._send = dying(Client._send, lambda _, __, m: Call(m, "", "", "", b"").writes)
-            verb()
-            os._exit(0)
-        except BaseException as err:  # what pytest would do in the child helps nobody
-            os.write(2, f"in the child: {err!r}\n".encode())
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, 9)
-    return status == 9
 
 
 def content(daemon, name="copy"):
@@ -106,7 +67,9 @@ def test_a_copy_that_is_killed_anywhere_is_made_by_the_next_run(release, declare
         root.mkdir()
         with machine(release, root) as (daemon, system):
             furnish(daemon, system)
-            killed = killed_at(number, lambda s=system: s.create_vm("copy", **declared), after)
+            killed = killed_at(
+                number, lambda s=system: s.create_vm("copy", **declared), after, files=True
+            )
             forget(daemon, system)
             pending = system.pending_copy("copy")
             if "copy" in daemon.vms:

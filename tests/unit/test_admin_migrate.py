@@ -1,14 +1,12 @@
 """Moves that keep the name, on each release, killed at every call."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from qubes_storage import NotSupported, StoragePoolException
 
-from tests.r4.machine import RELEASES, forget, machine, writes
-from tests.r4.qubesd import Call
+from tests.r4.machine import RELEASES, forget, killed_at, machine, writes
 
 GIB = 1024**3
 DATA = "the work of years"
@@ -198,41 +196,6 @@ def test_what_cannot_move_is_refused_before_anything_is_written(there):
     assert not (Path(system.root) / JOURNAL).exists()
 
 
-def killed_at(number, verb, system, after):
-    """
-    Run a verb in a process that dies at its writing call of that number, before or after it; False
-    if it made fewer. What lies between two writing calls only reads.
-    """
-    pid = os.fork()
-    if not pid:
-        made = 0
-        send = system.client._send
-
-        def dying(data, method):
-            nonlocal made
-            if Call(method, "", "", "", b"").writes:
-                made += 1
-            else:
-                return send(data, method)
-            if made == number and not after:
-                os._exit(9)
-            answer = send(data, method)
-            if made == number:
-                os._exit(9)
-            return answer
-
-        try:
-            system.client._send = dying
-            verb()
-            os._exit(0)
-        except BaseException as err:  # what pytest would do in the child helps nobody
-            os.write(2, f"in the child: {err!r}\n".encode())
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, 9)
-    return status == 9
-
-
 @pytest.mark.parametrize(("release", "after"), list(zip(RELEASES, (True, False, True))))
 def test_a_move_that_was_killed_at_any_call_is_finished_by_the_next(release, after, tmp_path):
     number, killed, resumed = 0, True, 0
@@ -242,9 +205,7 @@ def test_a_move_that_was_killed_at_any_call_is_finished_by_the_next(release, aft
         with machine(release, root) as (daemon, system):
             furnish(daemon)
             before = furniture(daemon)
-            killed = killed_at(
-                number, lambda s=system: s.migrate_vm("work", "btrfs"), system, after
-            )
+            killed = killed_at(number, lambda s=system: s.migrate_vm("work", "btrfs"), after)
             assert whole_copies(daemon)
             system.refresh()
             pending = system.pending_move("work") is not None
@@ -270,7 +231,7 @@ def test_a_resumed_move_can_be_killed_again(there):
     before = furniture(daemon)
     kills = 0
     # Each run goes on from where the last one was, until one comes through.
-    while killed_at(13, lambda: system.migrate_vm("work", "btrfs"), system, True):
+    while killed_at(13, lambda: system.migrate_vm("work", "btrfs"), True):
         kills += 1
         assert whole_copies(daemon)
     assert kills >= 2
@@ -416,7 +377,7 @@ def test_the_copy_stays_until_the_new_vm_is_whole(there):
 def test_a_vm_that_was_used_and_grown_before_the_move_was_finished_is_left_as_it_is(there):
     daemon, system = there
     number = 27 if daemon.release == "4.2" else 32  # after all was given back
-    assert killed_at(number, lambda: system.migrate_vm("work", "btrfs"), system, True)
+    assert killed_at(number, lambda: system.migrate_vm("work", "btrfs"), True)
     private = daemon.vms["work"].volumes["private"]
     private.size, private.data = 5 * GIB, "and one more day"
     system.refresh()
@@ -427,7 +388,7 @@ def test_a_vm_that_was_used_and_grown_before_the_move_was_finished_is_left_as_it
 
 def test_a_move_that_had_not_removed_anything_is_begun_anew_with_what_changed_since(there):
     daemon, system = there
-    assert killed_at(7, lambda: system.migrate_vm("work", "btrfs"), system, True)
+    assert killed_at(7, lambda: system.migrate_vm("work", "btrfs"), True)
     work = daemon.vms["work"]
     work.set["memory"] = "777"
     work.volumes["private"].data = "and one more day"

@@ -1,0 +1,102 @@
+"""What Salt tells a state in test mode of those before it in the run, and what it answers then."""
+
+import copy
+import functools
+
+from qubes_storage import guards
+from qubes_storage.admin.pool_plan import PLACE
+from qubes_storage.declared import Declared
+from qubes_storage.vm import KLASSES
+
+_STATES = {"pool": ("qubes_pool", "qvm-pool"), "VM": ("qubes_vm",), "path": ("file", "mount")}
+
+
+def handed_over(state):
+    """What a state hands over in test mode, else None; ``state`` is its module's ``globals()``."""
+    if not state["__opts__"]["test"]:
+        return None
+    return state.get("__lowstate__"), state.get("__running__")
+
+
+def not_done(ret, err):
+    """What a state returns of an error: in test mode maybe what states before it will mend."""
+    waits = getattr(err.__cause__, "waits", False)
+    return {**ret, "result": None if waits else False, "comment": str(err)}
+
+
+class Run:
+    """The states of a run that come before one, and would change something."""
+
+    def __init__(self, lowstate, returns):
+        self.alone = not lowstate  # a single state, run on its own: nothing tells what else will be
+        self._lowstate = lowstate or ()
+        self._returns = returns or {}
+
+    def __len__(self):
+        return len(self._returns)
+
+    def of(self, kind, name=None):
+        """``[(name, function, tag)]`` of those of pools, VMs or paths, or of that of one name."""
+        starts = tuple(f"{state}_|-" for state in _STATES[kind])
+        part = "_|-" if name is None else f"_|-{name}_|-"
+        found = []
+        for tag in self._returns:
+            if tag.startswith(starts) and part in tag and self._returns[tag]["result"] is None:
+                *_, its, function = tag.split("_|-")
+                if name in (None, its) and function != "default":
+                    found.append((its, function, tag))
+        return found
+
+    def given(self, tag):
+        """The arguments of one."""
+        words = ("state", "__id__", "name", "fun")
+        found = (
+            low for low in self._lowstate if "_|-".join(str(low[word]) for word in words) == tag
+        )
+        return next(found, {})
+
+    def vms(self):
+        """The names of the VMs that will be there."""
+        return {name for name, function, _ in self.of("VM") if function == "present"}
+
+    def leaves(self, name, key, used):
+        """Whether a VM goes, or has another ``key`` than ``used`` then."""
+        return any(
+            function == "absent" or self.given(tag).get(key) not in (None, used)
+            for _, function, tag in self.of("VM", name)
+        )
+
+    def comes(self, name, key, used):
+        """Whether the ``key`` of a VM becomes ``used``; a copy does not use its template."""
+        is_copy = key == "template" and not KLASSES[self.klass(name)].based_on
+        return not is_copy and self._told(name, key) == used
+
+    def klass(self, name):
+        """The class of a VM that they make."""
+        return self._told(name, "klass") or "AppVM"
+
+    def _told(self, name, key):
+        tag = self.of("VM", name)[0][2]
+        changes = self._returns[tag]["changes"]
+        return changes.get(key, {}).get("new") if changes else self.given(tag).get(key)
+
+    @functools.cached_property
+    def pools(self):
+        """``{pool: (options, guards)}`` that they set, None for a pool that goes."""
+        return {
+            name: self._options(tag) if function == "present" else None
+            for name, function, tag in self.of("pool")
+        }
+
+    def _options(self, tag):
+        changes = self._returns[tag]["changes"]
+        options = {key: changes[key]["new"] for key in changes}
+        if not changes:  # it waits itself: where it will lie is all that is told of it
+            low = self.given(tag)
+            given = copy.deepcopy(low.get("options"))  # which thaws what Salt has frozen
+            place = {key: low[key] for key in PLACE if key in low}
+            declared = Declared(low["name"], None, given, None, None, place).options
+            options = {key: declared[key] for key in PLACE if key in declared}
+        for key in ("created", "directories"):
+            options.pop(key, None)
+        return options, {key: options.pop(key) for key in guards.NAMES if key in options}
