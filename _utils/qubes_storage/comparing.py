@@ -68,6 +68,7 @@ class Comparing:
                 self.check_disk(pool)
             raise OutOfStep(
                 f"VM {vm.name}: {paths} is gone; bring it back, or remove the VM with"
-                " qubes_vm.remove: it is never made anew"
+                " qubes_vm.remove: it is never made anew",
+                waits_for=[("mount", pool.vmdir(vm))],
             )
         return there

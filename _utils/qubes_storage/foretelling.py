@@ -150,7 +150,7 @@ class _Local(_Then, system.System):
     def get_pool(self, name):
         """The Pool of a name, also one that is to be made, if nothing of it is missing."""
         config = pick(self.sections(), name)
-        if name in super().sections():
+        if super().sections().get(name) == config:
             return super().get_pool(name)
         if {"driver", "class"} & set(config):  # else it waits itself
             pool = make_pool(name, config, self.root)

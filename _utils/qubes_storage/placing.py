@@ -34,7 +34,8 @@ class Placing:
         if self.is_absent_disk(pool):
             raise OutOfStep(
                 f"pool {pool.name}: not one of its VMs is in {pool.dir_path}, so its disk is not"
-                " mounted; mount it, or remove the VMs from the registry with qubes_vm.remove"
+                " mounted; mount it, or remove the VMs from the registry with qubes_vm.remove",
+                waits_for=[("mount", pool.dir_path)],
             )
 
     def _check_setup(self, pool, try_out=False):

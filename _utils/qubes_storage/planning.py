@@ -242,7 +242,8 @@ class Planning:
         if there is None:
             raise StoragePoolException(
                 f"VM {vm.name}: {source.path} in pool {source.pool.name}, of which it gets a copy,"
-                " is not there; bring it back, or take another template"
+                " is not there; bring it back, or take another template",
+                waits_for=[("mount", source.path)],
             )
         return there[0], source
 

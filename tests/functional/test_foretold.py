@@ -235,6 +235,47 @@ def test_vms_wait_for_the_disk_that_the_run_mounts(foretold, root, tmp_path, the
         subprocess.run(["umount", place], check=False, capture_output=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a filesystem")
+def test_what_needs_an_image_on_the_disk_that_the_run_mounts_waits_for_it(
+    foretold, root, tmp_path, there
+):
+    place, disk = root / "mnt/usb", tmp_path / "disk"
+    for path in (place, disk):
+        path.mkdir(parents=True)
+    mount = {"device": str(disk), "fstype": "none", "opts": "bind", "persist": False}
+    mounted = ("mount.mounted", str(place), mount)
+    pool = ("qubes_pool.present", "c", {"dir_path": "/mnt/usb/c"})
+    template = ("qubes_vm.present", "t3", {"klass": "TemplateVM", "pool": "c"})
+    others = (
+        ("qubes_vm.present", "clone", {"clone_from": "t3", "pool": "a"}),
+        ("qubes_vm.present", "alone", {"klass": "StandaloneVM", "template": "t3", "pool": "a"}),
+        ("qubes_vm.present", "runs", {"template": "t3", "pool": "a"}),
+    )
+    try:
+        foretold(mounted, pool, template)
+        subprocess.run(["umount", place], check=True)
+        told = foretold(mounted, pool, template, *others)
+        waits = {name: told[name].partition(" waits for ")[2] for name in told}
+        assert waits["c"] == waits["t3"] == waits["clone"] == "/mnt/usb/c"
+        assert waits["alone"] == "/mnt/usb/c/vm-templates/t3/root.img"
+        subprocess.run(["umount", place], check=True)
+        assert "its disk is not mounted" in foretold(pool)["c"]
+    finally:
+        subprocess.run(["umount", place], check=False, capture_output=True)
+
+
+def test_vms_of_a_pool_whose_dir_path_is_put_right_are_told_as_they_will_be(foretold, root, there):
+    conf = root / "etc/qubes/storage.conf"
+    conf.write_text(conf.read_text().replace("/opt/a", "/opt/elsewhere"))
+    told = foretold(
+        ("qubes_pool.present", "a", {"dir_path": "/opt/a"}),
+        ("qubes_vm.present", "work", {"label": "blue"}),
+        ("qubes_vm.present", "new", {"pool": "a"}),
+    )
+    assert told["work"] == "VM work would be set"
+    assert told["new"] == "VM new would be created"
+
+
 def test_who_makes_a_mount_point_mounts_nothing(foretold, root):
     told = foretold(
         ("file.directory", str(root / "mnt/usb"), {}),
