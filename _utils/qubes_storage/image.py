@@ -212,8 +212,8 @@ def _loops(found):
             if not name.startswith("loop"):
                 continue
             with contextlib.suppress(OSError):
-                with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8") as file:
-                    there = os.stat(file.read().rstrip("\n"))
+                with open(f"/sys/block/{name}/loop/backing_file", "rb") as file:
+                    there = os.stat(file.read().removesuffix(b"\n"))
                 if (there.st_dev, there.st_ino) == (found.st_dev, found.st_ino):
                     yield f"/dev/{name}"
 

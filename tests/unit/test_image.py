@@ -200,8 +200,9 @@ def test_links_pipes_and_directories_are_no_images(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can set up a loop device")
-def test_an_image_that_a_loop_device_holds_is_in_use(tmp_path):
-    path = tmp_path / "image"
+@pytest.mark.parametrize("name", ["image", "caf\udce9", "new\nline\n"])
+def test_an_image_that_a_loop_device_holds_is_in_use(tmp_path, name):
+    path = tmp_path / name
     image.create(path, SIZE)
     with image.pinned(path) as (_, found):
         assert image.used_by_loop(found) is None
