@@ -11,14 +11,21 @@ import contextlib
 import os
 
 from qubes_storage import files, image, markers, mending, owning, registry, transfer, trees
-from qubes_storage.exc import OutOfStep, StoragePoolException
+from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 from qubes_storage.plan import Outside, Source
+from qubes_storage.values import is_xml
 from qubes_storage.vm import ICONS, KERNEL_FILES, KERNELS
 
 
 def check_vacant(pool, vm):
-    """Refuse a place where something is, even an empty directory."""
+    """Refuse a place where something is, even an empty directory, or that qubes.xml cannot tell."""
+    for what, text in (("name of its pool", pool.name), ("directory", pool.vmdir(vm))):
+        if not is_xml(text):
+            raise InvalidInput(
+                f"VM {vm.name}: the {what} {text!r} has a character that cannot be written in"
+                f" {registry.PATH}; rename it"
+            )
     with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
         left = files.exists(fd, creating(vm.dirname)) or files.exists(fd, moving(vm.dirname))
         if files.exists(fd, vm.dirname) and not left:  # what a dead run left is looked at later
@@ -51,7 +58,7 @@ def built(plan):
         marker, inode, left = None, None, plan.left
         try:
             for path in (w.source.path for w in plan.images if _is_taken_in(w)):
-                left = stack.enter_context(files.closing(mending.open_outside(path)))
+                left = stack.enter_context(files.closing(files.open_outside(path)))
             marker = stack.enter_context(
                 files.closing(owning.make_dir(fd, creating(name), mode=owning.PRIVATE_MODE))
             )
@@ -199,7 +206,7 @@ def _take_in(pool, wanted, fd, marker, place):
     with image.pinned(path, anywhere=True) as (pin, found):
         markers.Taken(path, str(found.st_mtime_ns), str(found.st_ino), place).write(marker)
         whole = found.st_nlink == 1 and found.st_size >= wanted.size
-        if whole and owning.is_roots(found) and transfer.link(pin, wanted.filename, fd):
+        if whole and owning.is_roots(pin) and transfer.link(pin, wanted.filename, fd):
             return True
         with files.closing(image.reopen(pin)) as source:
             transfer.bring(source, pool, files.at(fd, wanted.filename), True)

@@ -9,7 +9,8 @@ so unknown elements, attributes, comments and their order live on.
 import re
 from xml.parsers import expat
 
-from qubes_storage.exc import StoragePoolException
+from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.values import is_xml
 
 PATH = "/var/lib/qubes/qubes.xml"
 MAX_ID = 253  # R3.2: qid and netid are 1..253
@@ -39,6 +40,8 @@ _ESCAPES = {
 
 def _attributes(attrs):
     for name, value in attrs.items():
+        if not is_xml(value):
+            raise InvalidInput(f"{PATH}: {name} {value!r} has a character that XML has no form for")
         text = "".join(_ESCAPES.get(char, char) for char in value)
         yield b' %s="%s"' % (name.encode(), text.encode("ascii", "xmlcharrefreplace"))
 
@@ -77,6 +80,14 @@ class Entry:
         return int(qid) if is_short and int(qid) <= MAX_ID else None
 
 
+def _number(text):
+    """The number that R3.2 takes a qid or netid for, or None."""
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        return None
+
+
 class Registry:
     """What qubes.xml says: ``attrs`` of the collection (default_template...), and ``entries``."""
 
@@ -90,7 +101,8 @@ class Registry:
         for entry in entries:
             if entry.tag.startswith("Qubes"):
                 self.by_name.setdefault(entry.attrs.get("name"), entry)
-                self.by_qid.setdefault(entry.attrs.get("qid"), entry)
+                if "qid" in entry.attrs:
+                    self.by_qid.setdefault(entry.attrs["qid"], entry)
 
     def get(self, key):
         """The qid that the collection's attribute ``key`` names, or None."""
@@ -112,9 +124,9 @@ class Registry:
 
     def unused(self, attr):
         """The smallest number of 1..253 that no VM has as its ``qid`` or ``netid``."""
-        used = {entry.attrs.get(attr) for entry in self.entries}
+        used = {_number(entry.attrs.get(attr)) for entry in self.entries}
         for number in range(1, MAX_ID + 1):
-            if str(number) not in used:
+            if number not in used:
                 return str(number)
         raise StoragePoolException(
             f"{PATH}: every {attr} from 1 to {MAX_ID} is taken; remove a VM first"

@@ -15,6 +15,7 @@ _TRUE = {"true", "1", "on", "yes"}
 _FALSE = {"false", "0", "off", "no"}
 # What R3.2 turns into something else than a string when it reads an attribute of qubes.xml.
 _NOT_A_STRING = {"none", "true", "false"}
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def parse_size(value, what="size"):
@@ -103,6 +104,11 @@ def as_text(option, value, what):
             f"{what}: option {option}: {value!r} cannot be written in UTF-8"
         ) from err
     return str(value)
+
+
+def is_xml(text):
+    """Whether XML has a form for each character of a text."""
+    return not _NOT_XML.search(text)
 
 
 def check_pool_name(name):
