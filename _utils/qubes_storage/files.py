@@ -14,9 +14,11 @@ import stat
 from qubes_storage import mounts, owning
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.trees import closing, exists, open_subdir
+from qubes_storage.values import is_xml
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_LINKS = 40
+_LONGEST = 255  # bytes that a name has at most
 
 
 def at(dir_fd, name):
@@ -81,6 +83,12 @@ def open_inside(root, path, *names):
     return fd
 
 
+def open_outside(path):
+    """A handle of the directory of a file of the caller's."""
+    # The path had no links in it: one that is there now is of somebody who may write there.
+    return open_inside("/", "/", *(part for part in path.split("/")[:-1] if part))
+
+
 def _link_target(name, dir_fd, path):
     try:
         return os.readlink(name, dir_fd=dir_fd)
@@ -138,7 +146,7 @@ def read(root, path):
 def locate(root, path):
     """
     ``(directory handle, name)`` of a file below root: where its last link points, if that is root's
-    or the caller's.
+    or the caller's, in a directory where nobody else can put one.
     """
     for _ in range(_MAX_LINKS):
         parent, name = os.path.split(path)
@@ -164,6 +172,11 @@ def _own_link(dir_fd, name, path):
         if found.st_uid not in (0, os.geteuid()):
             raise StoragePoolException(
                 f"{path}: is a link that uid {found.st_uid} made; put the file in its place"
+            )
+        place = os.fstat(dir_fd)
+        if place.st_uid not in (0, os.geteuid()) or place.st_mode & 0o022:
+            raise StoragePoolException(
+                f"{path}: is a link in a directory that others may write; put the file in its place"
             )
         return os.readlink("", dir_fd=fd)
 
@@ -203,6 +216,17 @@ def check_dir_path(pool, path, option="dir_path"):
             f"pool {pool}: {option} {path!r} is not an absolute path of a directory of its own;"
             " write one such as /mnt/ssd/qubes"
         )
-    if ".." in path.split("/") or any(char in path for char in "\0\n\r"):
+    if ".." in path.split("/"):
         raise InvalidInput(f"pool {pool}: {option} {path!r} has '..' in it; write the path without")
+    if any(char in path for char in "\n\r") or not is_xml(path):
+        raise InvalidInput(
+            f"pool {pool}: {option} {path!r} has a character that storage.conf or qubes.xml cannot"
+            " hold; rename that directory"
+        )
+    last = path.rstrip("/").rpartition("/")[2]
+    if len(os.fsencode(owning.beside(last))) > _LONGEST:
+        raise InvalidInput(
+            f"pool {pool}: the last name of {option} {path} is too long to be made beside its"
+            f" place; take one of at most {_LONGEST - len(owning.beside(''))} bytes"
+        )
     return path

@@ -75,7 +75,7 @@ class Origin:
     def of(cls, marker, place):
         """The same, of a marker that has to be that of the VM in ``place``."""
         found = cls.read(marker)
-        return found and _agreed(found, place)
+        return found and _agreed(found, marker, place)
 
     def write(self, marker):
         """Say it in ``.NEW.creating``."""
@@ -89,7 +89,7 @@ class Origin:
 
         ``left`` is the directory that it is in, if that is open: its path may lead there no more.
         """
-        fd = _open(root, self.path) if left is None else os.dup(left)
+        fd = open_beside(root, self.path) if left is None else os.dup(left)
         if fd is None:
             return
         name = os.path.basename(self.path)
@@ -129,7 +129,7 @@ class Taken:
             return None
         changed, inode, length, rest = text.split(":", 3)
         found = cls(rest[: int(length)], changed, inode, rest[int(length) :])
-        return _agreed(found, place)
+        return _agreed(found, marker, place)
 
     def write(self, marker):
         """Say it in ``.NAME.creating``."""
@@ -143,49 +143,31 @@ class Taken:
         return (self.changed, self.inode) == (str(found.st_mtime_ns), str(found.st_ino))
 
 
-def _agreed(found, place):
-    if found.place != place:
-        mark = creating(os.path.basename(place))
-        raise OSError(errno.EPERM, f"{mark} is that of {found.place}: rename it back")
+def _agreed(found, marker, place):
+    """What a marker says, if it is that of the VM in ``place``; its pool may lie elsewhere now."""
+    name = os.path.basename(place)
+    if not same_path(found.place, place):
+        with files.closing(files.open_subdir(marker, "..")) as beside:
+            if os.path.basename(found.place) != name or not made(marker, beside, name):
+                told = f"{creating(name)} is that of {found.place}: rename it back"
+                raise OSError(errno.EPERM, told)
     return found
 
 
-def undo(root, fd, name, place):
+def same_path(path, other):
+    """Whether two texts are the same path."""
+    return os.path.normpath(path) == os.path.normpath(other)
+
+
+def made(marker, fd, name):
     """
-    Take away what a dead run made of NAME in ``place``, which its inode number tells, and its
-    markers.
+    The lstat of what an open ``.NAME.creating`` has since the directory NAME beside it was whole,
+    or None where NAME is another, or is not there.
     """
-    with opened(fd, name) as marker:
-        origin = Origin.of(marker, place)
-        there = files.exists(fd, name)
-        if there and files.exists(marker, image.identity(fd, name)):
-            os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
-            os.fsync(fd)  # out of its place on the disk too, before anything of it goes
-    trees.remove_tree(fd, creating(name))
-    old = _open(root, origin.path) if origin else None
-    if old is not None:
-        mark = moving(os.path.basename(origin.path))
-        with files.closing(old):
-            if read(old, mark) == origin.place:
-                os.unlink(mark, dir_fd=old)
+    return files.exists(marker, image.identity(fd, name)) if files.exists(fd, name) else None
 
 
-def mend_moving(root, fd, name, path, registered):
-    """
-    A run died while NAME moved away: undo it while the registry has it here, else finish it.
-
-    A place whose disk is away is left alone; a new move there mends it.
-    """
-    place = read(fd, moving(name))
-    new = _open(root, place) if place else None
-    if new is not None:
-        with files.closing(new):
-            _mend_place(root, new, place, path, registered)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(moving(name), dir_fd=fd)
-
-
-def _open(root, path):
+def open_beside(root, path):
     """
     A handle of the directory that a VM's directory is in, or None where it is away; the pool's may
     be a link, and none below it.
@@ -195,22 +177,3 @@ def _open(root, path):
         return files.open_inside(root, pool, subdir)
     except OSError:
         return None
-
-
-def _mend_place(root, new, place, path, registered):
-    name = os.path.basename(place)
-    try:
-        with opened(new, name) as marker:
-            origin = Origin.of(marker, place)
-            empty = not os.listdir(marker)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return  # there is none, or it is none of ours
-    if empty:
-        os.rmdir(creating(name), dir_fd=new)
-    if origin is None or origin.path != path:
-        return  # it is of another run, or was
-    if registered or not files.exists(new, name):
-        undo(root, new, name, place)
-    else:
-        origin.leave(root)
-        trees.remove_tree(new, creating(name))

@@ -12,17 +12,16 @@ import errno
 import os
 import stat
 
-from qubes_storage import files, markers, owning, registry, trees
+from qubes_storage import files, markers, owning, registry, trees, undoing
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 from qubes_storage.vm import IMAGES
 
 SNAPSHOT = ".snapshot"  # of a VM's directory in itself, while images of one moment are kept
 _WORKSHOPS = {SNAPSHOT} | {
-    f".{name}{end}"
-    for name in (*IMAGES.values(), "icon.png")
-    for end in (".new", ".revision.new", ".old")
+    f".{name}{end}" for name in (*IMAGES.values(), "icon.png") for end in (".new", ".revision.new")
 }
+_ASIDE = f".{IMAGES['root-cow']}.old"  # a second name of that image, while a commit keeps it
 
 
 def unfinished(pool, vm, registered=True):
@@ -34,8 +33,9 @@ def unfinished(pool, vm, registered=True):
             inside = _workshops(fd, vm.dirname) if registered else []
     except StoragePoolException:
         return []
-    if inside and not registry.others_work(pool.root):
-        found += [os.path.join(vm.dirname, name) for name in inside]
+    found += [os.path.join(vm.dirname, name) for name in inside]
+    if found and registry.others_work(pool.root):
+        return []
     return [os.path.join(pool.dir_path, vm.klass.subdir, name) for name in found]
 
 
@@ -43,7 +43,9 @@ def _workshops(fd, name):
     """Where in a VM's directory, if it is one, something was made."""
     try:
         with files.closing(files.open_subdir(fd, name)) as vmdir:
-            return sorted(_WORKSHOPS.intersection(os.listdir(vmdir)))
+            found = sorted(_WORKSHOPS.intersection(os.listdir(vmdir)))
+            found = [each for each in found if owning.is_workshop(vmdir, each)]
+            return [_ASIDE, *found] if files.exists(vmdir, _ASIDE) else found
     except OSError:
         return []
 
@@ -69,13 +71,17 @@ def open_vm(pool, vm):
 def check(pool, vm, registered):
     """Raise what :py:func:`mend` would of markers that no run has made."""
     with _opened(pool, vm) as fd:
-        name = vm.dirname
+        name, place = vm.dirname, pool.vmdir(vm)
         if files.exists(fd, creating(name)):
             with markers.opened(fd, name) as marker:
-                markers.Origin.of(marker, pool.vmdir(vm))
+                markers.Origin.of(marker, place)
+            if not registered:
+                undoing.check_undo(pool.root, fd, name, place)
         found = files.exists(fd, moving(name))
         if found and stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, f"{moving(name)} is a directory: move it away")
+        if found:
+            undoing.check_moving(pool.root, fd, name, place, registered)
         if registered and files.exists(fd, removing(name)) and not files.exists(fd, name):
             os.close(files.open_subdir(fd, removing(name)))
 
@@ -96,7 +102,7 @@ def _opened(pool, vm):
             place = os.path.dirname(pool.vmdir(vm))
             raise OutOfStep(
                 f"VM {vm.name}: {place}: what a dead run left cannot be mended: {err.strerror};"
-                " mend the disk and try again"
+                " mend that and try again"
             ) from err
 
 
@@ -119,9 +125,9 @@ def _mend_marked(pool, vm, registered, fd):
         if registered:
             finish(pool.root, fd, name, place)
         else:
-            markers.undo(pool.root, fd, name, place)
+            undoing.undo(pool.root, fd, name, place)
     if files.exists(fd, moving(name)):
-        markers.mend_moving(pool.root, fd, name, place, registered)
+        undoing.mend_moving(pool.root, fd, name, place, registered)
     if files.exists(fd, removing(name)):
         if registered and not files.exists(fd, name):
             os.close(files.open_subdir(fd, removing(name)))  # a link is nobody's directory
@@ -150,17 +156,11 @@ def finish(root, fd, name, place, left=None):
     trees.remove_tree(fd, creating(name))
 
 
-def open_outside(path):
-    """A handle of the directory of a file of the caller's."""
-    # The path had no links in it: one that is there now is of somebody who may write there.
-    return files.open_inside("/", "/", *(part for part in path.split("/")[:-1] if part))
-
-
 def _remove_outside(taken, root, left):
     """Delete a file of the caller's if it is still the one that became a root image."""
     name = os.path.basename(taken.path)
     try:
-        fd = open_outside(taken.path) if left is None else os.dup(left)
+        fd = files.open_outside(taken.path) if left is None else os.dup(left)
     except (FileNotFoundError, NotADirectoryError):
         return
     with files.closing(fd):

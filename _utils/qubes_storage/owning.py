@@ -9,7 +9,7 @@ import os
 import stat
 
 from qubes_storage.opening import open_image
-from qubes_storage.trees import clear, closing, open_subdir, remove, rename_new
+from qubes_storage.trees import clear, closing, exists, open_subdir, remove, rename_new
 
 DIR_MODE = 0o2770
 FILE_MODE = 0o660
@@ -107,19 +107,35 @@ def is_private(fd):
     return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o077
 
 
-def is_roots(found):
-    """Whether a file of that stat belongs to root or the caller, and others cannot write to it."""
+def is_roots(pin):
+    """Whether a pinned file belongs to root or the caller, and others cannot write to it."""
+    found = os.fstat(pin)
     groups = (0, os.getegid(), qubes_gid())
     never = stat.S_IWOTH if found.st_gid in groups else stat.S_IWOTH | stat.S_IWGRP
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & never
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & never:
+        return False
+    if not found.st_mode & stat.S_IWGRP:  # which is what an access list allows at most
+        return True
+    return not set(_ACCESS_LISTS) & set(os.listxattr(f"/proc/self/fd/{pin}"))
+
+
+def is_workshop(dir_fd, name):
+    """Whether something is such a directory as :py:func:`workshop` makes."""
+    try:
+        with closing(open_subdir(dir_fd, name)) as fd:
+            return is_private(fd)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
 def workshop(dir_fd, name):
     """
     An open directory NAME in which things are made that nobody else may reach until they are
-    renamed out of it. What is in its place is a dead run's, and goes; afterwards it is gone.
+    renamed out of it. What a dead run left in its place goes; afterwards it is gone.
     """
+    if exists(dir_fd, name) and not is_workshop(dir_fd, name):
+        raise OSError(errno.EEXIST, f"{name} is in the way: move it away", name)
     clear(dir_fd, name)
     with closing(make_dir(dir_fd, name, PRIVATE_MODE)) as fd:
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from qubes_storage import files, image, owning, trees
 from qubes_storage.exc import StoragePoolException
 
+_LINK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
@@ -38,7 +39,9 @@ def take(wanted, pool, target):
     """Take what is wanted into the open directory ``target`` of a pool."""
     with _opened(wanted) as fd:
         for name in _names(wanted, pool, fd):
-            _take(wanted, pool, fd, name, target, wanted.renamed.get(name, name))
+            new = wanted.renamed.get(name, name)
+            taken = new != name and files.exists(fd, new)  # which is another's then
+            _take(wanted, pool, fd, name, target, name if taken else new)
         if wanted.keep:
             _dress(target, os.fstat(fd))
 
@@ -94,10 +97,7 @@ def _look(wanted, fd, name, depth):
 def _take(wanted, pool, fd, name, target, new, depth=0):
     found = _look(wanted, fd, name, depth)
     if stat.S_ISLNK(found.st_mode):
-        os.symlink(os.readlink(name, dir_fd=fd), new, dir_fd=target)
-        if found.st_uid != os.geteuid():  # a link of root's counts where others may write
-            with contextlib.suppress(PermissionError):
-                os.chown(new, found.st_uid, -1, dir_fd=target, follow_symlinks=False)
+        _take_link(fd, name, target, new)
     elif stat.S_ISDIR(found.st_mode):
         with (
             files.closing(files.open_subdir(fd, name)) as source,
@@ -113,6 +113,16 @@ def _take(wanted, pool, fd, name, target, new, depth=0):
             if not (wanted.link and link(pin, new, target)):
                 with files.closing(image.reopen(pin)) as source:
                     bring(source, pool, files.at(target, new), wanted.keep)
+
+
+def _take_link(fd, name, target, new):
+    # Owner and text are those of one link: that of root's counts, which others may exchange.
+    with files.closing(os.open(name, _LINK, dir_fd=fd)) as pin:
+        owner = os.fstat(pin).st_uid
+        os.symlink(os.readlink("", dir_fd=pin), new, dir_fd=target)
+    if owner != os.geteuid():
+        with contextlib.suppress(PermissionError):
+            os.chown(new, owner, -1, dir_fd=target, follow_symlinks=False)
 
 
 def link(pin, new, target):

@@ -32,7 +32,9 @@ def exists(dir_fd, name):
     """The lstat of ``name`` in a directory, or None."""
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
         return None
 
 

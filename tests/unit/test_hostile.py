@@ -207,10 +207,14 @@ def test_an_access_list_that_a_pool_hands_down_lets_nobody_in(machine):
 
 def test_a_file_that_its_owner_could_still_write_is_copied_not_linked(machine):
     source = machine.path("/mnt/disk.raw")
-    for uid, mode, linked in ((0, 0o600, True), (OTHER, 0o600, False), (0, 0o666, False)):
+    for uid, mode, linked in (
+        (0, 0o600, True), (OTHER, 0o600, False), (0, 0o666, False), (0, None, False),
+    ):  # fmt: skip
         machine.image("/mnt/disk.raw", 1 << 20, "disk")
         os.chown(source, uid, 0)
-        source.chmod(mode)
+        source.chmod(mode or 0o600)
+        if mode is None:
+            access_list(source, "access")
         inode = source.stat().st_ino
         system = machine.connect()
         system.create_vm("new", klass="StandaloneVM", root_move_from=str(source))

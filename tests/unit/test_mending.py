@@ -72,14 +72,21 @@ def test_a_vm_that_a_dead_run_was_removing_is_compared_whole(machine):
     assert system.vm_diff("work", volumes={"private": "3GiB"}) == {}
 
 
+OWN = ("private.img.new", "private.img.old", "root.img.new")
+
+
 @pytest.mark.parametrize("verb", ["set", "rename", "remove, keep"])
 def test_what_a_dead_run_was_making_in_a_vm_goes_with_the_next_change(machine, verb):
     vmdir = f"{APPVMS}/work"
     before = {path for path in machine.tree() if path.startswith(vmdir)}
-    machine.mkdir(f"{vmdir}/.volatile.img.new")
+    os.chmod(machine.mkdir(f"{vmdir}/.volatile.img.new"), 0o2700)
     machine.write(f"{vmdir}/.volatile.img.new/volatile.img", b"half")
-    machine.mkdir(f"{vmdir}/.icon.png.new")
+    os.chmod(machine.mkdir(f"{vmdir}/.icon.png.new"), 0o700)
     machine.mkdir(f"{vmdir}/.new")  # the user's own
+    machine.mkdir(f"{vmdir}/.private.img.new")
+    machine.write(f"{vmdir}/.private.img.old", b"")
+    machine.write(f"{vmdir}/.root.img.new", b"")
+    own = {f"{vmdir}/.new", *(f"{vmdir}/.{n}" for n in OWN)}
     system = machine.connect()
     left = [f"{vmdir}/.icon.png.new", f"{vmdir}/.volatile.img.new"]
     unfinished = {"unfinished": {"old": left, "new": None}}
@@ -92,11 +99,12 @@ def test_what_a_dead_run_was_making_in_a_vm_goes_with_the_next_change(machine, v
         assert system.remove_vm("work", keep=True).items() >= unfinished.items()
     place = vmdir.replace("work", "job") if verb == "rename" else vmdir
     after = {path for path in machine.tree() if path.startswith(place)}
-    assert after == {path.replace(vmdir, place) for path in before | {f"{vmdir}/.new"}}
+    assert after == {path.replace(vmdir, place) for path in before | own}
 
 
 def test_what_others_are_making_in_a_vm_is_not_dead(machine):
-    machine.mkdir(os.path.join(APPVMS, "work", ".volatile.img.new"))
+    os.chmod(machine.mkdir(os.path.join(APPVMS, "work", ".volatile.img.new")), 0o700)
+    os.chmod(machine.mkdir(os.path.join(APPVMS, ".work.creating")), 0o700)
     with machine.connect().locked():
         child = os.fork()
         if not child:

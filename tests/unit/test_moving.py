@@ -283,6 +283,38 @@ def test_a_move_that_died_anywhere_leaves_nothing_of_a_vm_that_is_removed(make):
             break
 
 
+def test_a_conf_that_has_the_new_name_already_stays_what_it_is(machine):
+    (machine.path(f"{HOME['default']}/work") / "play.conf").write_text("other")
+    machine.connect().rename_vm("work", "play")
+    vmdir = machine.path(f"{HOME['default']}/play")
+    assert [(vmdir / f"{n}.conf").read_text() for n in ("work", "play")] == ["conf", "other"]
+
+
+@pytest.mark.parametrize(("name", "where"), [("caf\udce9", "/mnt/c"), ("c", "/mnt/caf\udce9")])
+def test_what_qubes_xml_cannot_hold_is_never_written_there(machine, name, where):
+    conf = f"[default]\ndriver=xen\n[{name}]\ndriver=xen\ndir_path={where}\n"
+    machine.path("/etc/qubes/storage.conf").write_bytes(conf.encode(errors="surrogateescape"))
+    for subdir in ("appvms", "servicevms", "vm-templates"):
+        machine.mkdir(f"{where}/{subdir}")
+    system = machine.connect()
+    for call in (
+        lambda: system.vm_diff("new", pool=name),
+        lambda: system.create_vm("new", pool=name, klass="StandaloneVM"),
+        lambda: system.clone_vm("work", "new", name),
+        lambda: system.vm_diff("work", pool=name, migrate=True),
+        lambda: system.migrate_vm("work", name),
+    ):
+        refused(machine, call, r"has a character that cannot be written in .*; rename it")
+
+
+def test_what_is_in_the_way_of_what_is_made_in_a_vm_is_left_alone(machine):
+    mine = machine.path(f"{HOME['default']}/work/.icon.png.new")
+    mine.write_text("mine")
+    with pytest.raises(StoragePoolException, match=r"\.icon\.png\.new is in the way: move it"):
+        machine.connect().set_vm("work", label="blue")
+    assert mine.read_text() == "mine"
+
+
 def test_a_rename_that_died_anywhere_is_finished_by_the_next(make):
     died = 0
     for number in steps(3):

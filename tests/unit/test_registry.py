@@ -150,6 +150,10 @@ def test_a_registry_behind_a_link_is_replaced_where_it_lies(scratch):
     machine = scratch()
     os.rename(machine.path(XML), machine.path("/mnt/real.xml"))
     machine.path(XML).symlink_to("/mnt/real.xml")
+    # Where others may write, the link could be one that root made for something else.
+    with pytest.raises(StoragePoolException, match="is a link in a directory that others may wri"):
+        machine.connect().create_vm("work", klass="StandaloneVM")
+    machine.path(LIB).chmod(0o755)
     machine.connect().create_vm("work", klass="StandaloneVM")
     assert machine.path(XML).is_symlink()
     assert b'name="work"' in machine.path("/mnt/real.xml").read_bytes()
@@ -187,3 +191,10 @@ def test_no_handle_stays_open(scratch):
         system.create_vm("work", template="nope")
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert [n for n in os.listdir(machine.path(LIB)) if n.startswith(".")] == []
+
+
+def test_a_number_is_taken_however_it_is_written():
+    numbers = ("1", " 2", "+3", "04", "x", None)
+    found = registry.Registry({}, [Entry("QubesAppVm", {"qid": n} if n else {}) for n in numbers])
+    assert found.unused("qid") == "5"
+    assert None not in found.by_qid
