@@ -6,7 +6,7 @@ import stat
 from qubes_storage import build, files, guards, image, mending, trees
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
-from qubes_storage.pool import Pool
+from qubes_storage.pool import Pool, is_place
 from qubes_storage.registry import Registry
 from qubes_storage.values import format_size, shown
 from qubes_storage.vm import VM
@@ -61,18 +61,27 @@ class Removal:
         return left
 
     def _leftovers(self, name):
-        """``(pool, vm, paths)`` of what a dead run left where the registry has no VM of a name."""
+        """
+        ``(pool, vm, paths)`` of what a dead run left where the registry has no VM of a name; while
+        nobody can tell where it has one, nothing is.
+        """
         if not isinstance(name, str) or "/" in name:
             return
-        there = self.find_vm(name)
-        for pool_name in self.sections():
+        sections = self.sections()
+        entry, there = self.registry().by_name.get(name), self.find_vm(name)
+        place = there and self._place_of(there)
+        if entry and place is None:
+            return
+        home = entry.attrs.get("dir_path", "") if entry else ""
+        home = self._real(home) if is_place(home) else None
+        for pool_name in sections:
             try:
                 pool = self.get_pool(pool_name)
             except StoragePoolException:
                 continue
             for klass in self.places() if isinstance(pool, Pool) else ():
                 vm = VM(name, klass, pool=pool_name)
-                if there and self._place_of(there) == self._place_of(vm):
+                if there and (self._place_of(vm) == place or self._real(pool.vmdir(vm)) == home):
                     continue
                 paths = mending.unfinished(pool, vm, registered=False)
                 if paths:

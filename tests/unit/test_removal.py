@@ -141,3 +141,40 @@ def test_a_vm_in_one_of_two_pools_over_one_directory_is_no_leftover_of_the_other
     machine.mkdir(f"{LIB}/appvms/.work.creating", 0o700)  # of a run that died once it was made
     system.remove_vm("work", keep=True)
     assert machine.path(f"{LIB}/appvms/work/private.img").exists()
+
+
+FOO = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
+
+
+@pytest.fixture
+def foo(scratch):
+    """A machine with VMs ``work`` and ``other`` in pool ``foo``."""
+    machine = scratch(FOO)
+    machine.add_pools()
+    for name in ("work", "other"):
+        machine.connect().create_vm(name, pool="foo")
+    return machine
+
+
+def test_a_vm_whose_place_nobody_can_tell_is_no_leftover_of_another_pool(foo):
+    """As where a section was renamed by hand, after a run that died once the VM was registered."""
+    marker = foo.mkdir("/mnt/foo/appvms/.work.creating", 0o700)
+    inode = foo.path("/mnt/foo/appvms/work").stat().st_ino
+    (marker / str(inode)).touch()
+    foo.write("/etc/qubes/storage.conf", FOO.replace("[foo]", "[bar]").encode())
+    before = foo.tree()
+    assert foo.connect()._all_left("work") == []
+    assert foo.tree() == before
+    foo.connect().remove_vm("work", keep=True)
+    assert foo.path("/mnt/foo/appvms/work/private.img").exists()
+
+
+def test_the_place_that_the_registry_names_is_no_leftover_of_another_pool(foo):
+    """As where a pool was given another place by hand, and another pool has the old one."""
+    foo.mkdir("/mnt/foo/appvms/.work.creating", 0o700)
+    conf = FOO.replace("/mnt/foo", "/mnt/new") + "[bar]\ndriver=xen\ndir_path=/mnt/foo\n"
+    foo.write("/etc/qubes/storage.conf", conf.encode())
+    foo.add_pools()
+    assert foo.connect()._all_left("work") == []
+    foo.connect().remove_vm("work", keep=True)
+    assert foo.path("/mnt/foo/appvms/work/private.img").exists()
