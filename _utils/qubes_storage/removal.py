@@ -4,7 +4,7 @@ import os
 import stat
 
 from qubes_storage import build, files, guards, image, mending, trees
-from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.pool import Pool, is_place
 from qubes_storage.registry import Registry
@@ -28,6 +28,8 @@ class Removal:
         # On a disk that is away nobody can tell whether there are images, nor delete them.
         guards.check_mount(self.root, vm.pool, self.guards(vm.pool))
         changes = {"removed": {"old": name, "new": None}}
+        if not keep and vm.klass.name != "DispVM":
+            self._check_pool_of(vm)
         there, held = self._held(vm)
         if not (there or keep) and self._is_in_the_way(vm):
             raise StoragePoolException(
@@ -41,11 +43,36 @@ class Removal:
             )
         if there and not keep:
             changes["deleted"] = {"old": sorted(held) or [there], "new": None}
-        left = self._left(vm) + left
+        own = self._left(vm)
+        if purge and not (there or own) and vm.klass.name != "DispVM":
+            self._check_not_away(vm)
+        left = own + left
         if left:
             changes["unfinished"] = {"old": left, "new": None}
         self._check_unused(found, vm)  # last: whoever waits for this waits for nothing else
         return changes
+
+    def _check_pool_of(self, vm):
+        """Refuse a VM of a pool that cannot be loaded: nobody can tell which images it has."""
+        try:
+            self.pool_of(vm)
+        except StoragePoolException as err:
+            raise StoragePoolException(
+                f"VM {vm.name}: {err}; mend the pool, or forget the VM and leave its images where"
+                f" they are: {_forget(vm)}",
+                waits_for=err.waits_for,
+            ) from err
+
+    def _check_not_away(self, vm):
+        """Refuse to delete images on a disk that is away: they would be there when it is back."""
+        pool = self.pool_of(vm)
+        if self.is_absent_disk(pool):
+            raise OutOfStep(
+                f"VM {vm.name}: not one of the VMs of pool {pool.name} is in {pool.dir_path}, so"
+                " its disk is not mounted, and no image can be deleted; mount it, or remove the VM"
+                f" without purge ({_forget(vm)})",
+                waits_for=[("mount", pool.dir_path)],
+            )
 
     def _left(self, vm):
         """The paths of what a dead run left of a registered VM with a directory of its own."""
@@ -204,3 +231,8 @@ class Removal:
             for k, v in registry.attrs.items()
         }
         return registry.replaced(vm.entry).copy(attrs=attrs)
+
+
+def _forget(vm):
+    """How the command line takes a VM out of the registry alone."""
+    return f"qubes-storage remove --just-db {vm.name}"

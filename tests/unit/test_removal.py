@@ -23,11 +23,18 @@ def machine(scratch):
     return machine
 
 
-def test_a_vm_whose_pool_is_not_there_is_only_forgotten(machine):
-    system = machine.connect()
+def test_a_vm_whose_pool_is_not_there_is_forgotten_only_where_its_images_are_to_stay(machine):
+    system, before = machine.connect(), machine.tree()
     changes = {"removed": {"old": "lost", "new": None}}
-    assert system.vm_remove_diff("lost") == changes
-    assert system.remove_vm("lost") == changes
+    for verb in (system.vm_remove_diff, system.remove_vm):
+        for purge in (False, True):
+            cure = "VM lost: pool gone: unknown; .* mend the pool, or .*remove --just-db lost"
+            with pytest.raises(StoragePoolException, match=cure) as caught:
+                verb("lost", purge=purge)
+            assert caught.value.waits_for == [("pool", "gone")]
+    assert machine.tree() == before
+    assert system.vm_remove_diff("lost", keep=True) == changes
+    assert system.remove_vm("lost", keep=True) == changes
     assert "lost" not in machine.entries()
     assert system.remove_vm("lost") == {}
 
@@ -178,3 +185,34 @@ def test_the_place_that_the_registry_names_is_no_leftover_of_another_pool(foo):
     assert foo.connect()._all_left("work") == []
     foo.connect().remove_vm("work", keep=True)
     assert foo.path("/mnt/foo/appvms/work/private.img").exists()
+
+
+@pytest.mark.parametrize("purge", [False, True])
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("/mnt/foo", "/mnt/foo\nsize=3", "driver xen takes no option size; it takes dir_path"),
+        ("[foo]\ndriver=xen", "[foo]\ndriver=xne", "unknown driver 'xne'; there are"),
+        ("[foo]\ndriver=xen", "[foo]", "has neither driver nor class in"),
+    ],
+)
+def test_a_vm_of_a_pool_that_cannot_be_loaded_stays(foo, purge, old, new, problem):
+    foo.write("/etc/qubes/storage.conf", FOO.replace(old, new).encode())
+    system, before = foo.connect(), foo.tree()
+    for verb in (system.vm_remove_diff, system.remove_vm):
+        with pytest.raises(StoragePoolException, match=f"VM work: pool foo: {problem}.*--just-db"):
+            verb("work", purge=purge)
+    assert foo.tree() == before
+
+
+def test_a_vm_on_a_disk_that_is_away_is_forgotten_but_not_purged(foo):
+    foo.path("/mnt/foo").rename(foo.path("/mnt/away"))
+    foo.mkdir("/mnt/foo")
+    system, before = foo.connect(), foo.tree()
+    for verb in (system.vm_remove_diff, system.remove_vm):
+        cure = "not one of the VMs of pool foo is in /mnt/foo, .*; mount it, or .*--just-db work"
+        with pytest.raises(StoragePoolException, match=cure) as caught:
+            verb("work", purge=True)
+        assert caught.value.waits_for == [("mount", "/mnt/foo")]
+    assert foo.tree() == before
+    assert system.remove_vm("work") == {"removed": {"old": "work", "new": None}}
