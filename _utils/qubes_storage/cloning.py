@@ -80,6 +80,7 @@ class Cloning:
         self._check_copied(plan)
         plan.attrs = clone_attrs(source, self.registry().get("default_netvm"))
         self.check_growth(place, self._needed(plan))
+        self._check_new_vm(vm)
         build.check_vacant(place, vm)
         self.registry().unused("qid")
         changes = self._created(plan, runs_on, sizes, left)

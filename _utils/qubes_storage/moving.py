@@ -55,6 +55,7 @@ class Moving:
         if there is not None:
             raise StoragePoolException(f"VM {new_name}: is in qubes.xml already; take another name")
         self._check_own_directory(vm)
+        self._check_no_pool_inside(vm)
         if vm.entry.attrs.get("installed_by_rpm") == "True":
             raise StoragePoolException(
                 f"VM {name}: is installed by RPM, which knows it by its name; clone it instead, and"
@@ -106,11 +107,13 @@ class Moving:
     def check_move(self, vm, pool, keep):
         """Refuse to move a VM to another pool where it cannot be done; ``keep`` copies it."""
         self._check_own_directory(vm)
+        self._check_no_pool_inside(vm)
         moved = copy.copy(vm)
         moved.pool = pool
         source, target = self.pool_of(vm), self.pool_of(moved)
         self._check_all_halted(vm)
         self.check_growth(target, self._to_copy(vm, source, target, keep))
+        self._check_new_vm(moved)
         build.check_vacant(target, moved)
         if not mending.unfinished(source, vm):  # else its files may lie in two places, till then
             with self._writing(vm, source):

@@ -101,23 +101,43 @@ class Placing:
     def _check_place(self, name, pool, among=None):
         """Two pools never share a directory, and none lies where another keeps its VMs."""
         here = self._real(pool.dir_path)
-        for other in self.sections() if among is None else among:
-            config = self.sections()[other]
-            path = in_force(other, config).get("dir_path")
-            if other == name or not path or not is_place(path):
-                continue
+        for other, path in self._dir_paths(name, among):
             there = self._real(path)
             if here == there:
                 problem = f"is the directory of pool {other} too"
-            elif any(_inside(here, os.path.join(there, s)) for s in SUBDIRS):
+            elif _inside_vms(here, there):
                 problem = f"lies in the VM directories of pool {other} ({path})"
-            elif any(_inside(there, os.path.join(here, s)) for s in SUBDIRS):
+            elif _inside_vms(there, here):
                 problem = f"has pool {other} ({path}) in its VM directories"
             else:
                 continue
-            raise StoragePoolException(
-                f"pool {name}: dir_path {pool.dir_path} {problem}; give each a directory of its own"
-            )
+            raise _shares(pool, problem)
+
+    def _dir_paths(self, but=None, among=None):
+        """``(pool, dir_path)`` of the sections that have one, but of one pool."""
+        for name in self.sections() if among is None else among:
+            path = in_force(name, self.sections()[name]).get("dir_path")
+            if name != but and path and is_place(path):
+                yield name, path
+
+    def _check_new_vm(self, vm):
+        """Refuse to make a VM, or bring one, where another pool keeps its VMs."""
+        pool = self.pool_of(vm)
+        here = self._real(pool.dir_path)
+        for other, path in self._dir_paths(pool.name):
+            if _inside_vms(here, self._real(path)):
+                raise _shares(pool, f"lies in the VM directories of pool {other} ({path})")
+
+    def _check_no_pool_inside(self, vm):
+        """Refuse to delete or move a VM's directory while a pool lies in it."""
+        path = self.pool_of(vm).vmdir(vm)
+        here = os.path.join(self._real(os.path.dirname(path)), os.path.basename(path))
+        for name, place in self._dir_paths():
+            if _inside(self._real(place), here):
+                raise StoragePoolException(
+                    f"VM {vm.name}: pool {name} ({place}) lies in its directory {path};"
+                    " migrate the VMs of that pool to another, and remove it, first"
+                )
 
     def _real(self, path):
         """Where a directory really lies, also one that is not there yet."""
@@ -253,6 +273,17 @@ def pool_of(entry):
 
 def _inside(path, directory):
     return path == directory or path.startswith(directory + "/")
+
+
+def _inside_vms(path, pool):
+    """Whether a path is where the pool in a directory keeps its VMs."""
+    return any(_inside(path, os.path.join(pool, subdir)) for subdir in SUBDIRS)
+
+
+def _shares(pool, problem):
+    return StoragePoolException(
+        f"pool {pool.name}: dir_path {pool.dir_path} {problem}; give each a directory of its own"
+    )
 
 
 def _is_empty(dir_fd, name):

@@ -159,6 +159,7 @@ class Planning:
         if "root" in vm.images and not kind.is_hvm:
             plan.kernels = kernels
         self.check_growth(place, self._needed(plan))
+        self._check_new_vm(vm)
         build.check_vacant(place, vm)
         registry.unused("qid")
         changes = self._created(plan, template, sizes, left)

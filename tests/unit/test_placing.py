@@ -186,3 +186,50 @@ def test_the_first_pool_that_died_anywhere_twice_is_whole_after_the_next_run(scr
         check_first(machine)
         if through:
             break
+
+
+INNER = "[in]\ndriver=xen\ndir_path={}\n"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_vm_in_whose_directory_a_pool_lies_stays_where_it_is(machine, linked):
+    """As where the pool was written by hand."""
+    system = machine.connect()
+    system.create_vm("work")
+    place = f"{LIB}/appvms/work/more"
+    machine.mkdir(place)
+    if linked:
+        machine.path("/opt").symlink_to(f"{LIB}/appvms"[1:])
+        place = "/opt/work/more"
+    machine.write("/etc/qubes/storage.conf", (CONF + INNER.format(place)).encode())
+    machine.add_pools()
+    before = machine.tree()
+    for verb in (
+        lambda: system.vm_remove_diff("work", purge=True),
+        lambda: system.remove_vm("work", purge=True),
+        lambda: system.rename_vm("work", "other"),
+        lambda: system.vm_diff("work", pool="foo", migrate=True),
+        lambda: system.migrate_vm("work", "foo"),
+    ):
+        with pytest.raises(StoragePoolException, match=rf"pool in \({place}\) lies in its dire"):
+            verb()
+    assert machine.tree() == before
+    assert set(system.remove_vm("work", keep=True)) == {"removed"}
+
+
+def test_no_vm_is_brought_into_a_pool_that_lies_among_those_of_another(machine):
+    system = machine.connect()
+    system.create_vm("work")
+    place = f"{LIB}/appvms/more"
+    machine.write("/etc/qubes/storage.conf", (CONF + INNER.format(place)).encode())
+    machine.add_pools()
+    before = machine.tree()
+    for verb in (
+        lambda: system.create_vm("new", pool="in"),
+        lambda: system.clone_vm("work", "new", pool="in"),
+        lambda: system.migrate_vm("work", "in"),
+    ):
+        with pytest.raises(StoragePoolException, match=rf"pool in: .*of pool default \({LIB}\); g"):
+            verb()
+    assert machine.tree() == before
+    system.create_vm("new")
