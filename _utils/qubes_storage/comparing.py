@@ -1,8 +1,9 @@
 """A declared VM that is there: what differs, and what cannot be changed."""
 
 import os
+import stat
 
-from qubes_storage import guards, mending
+from qubes_storage import files, guards, mending
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 
 
@@ -63,6 +64,7 @@ class Comparing:
         gone = [f for v, f in vm.images.items() if v in ("private", "root") and v not in there]
         if gone:
             guards.check_mount(self.root, pool.name, self.guards(pool.name))
+            self._check_no_image_is_link(vm, pool, gone)
             paths = ", ".join(os.path.join(pool.vmdir(vm), name) for name in gone)
             if self.is_absent_disk(pool):
                 self.check_disk(pool)
@@ -72,3 +74,19 @@ class Comparing:
                 waits_for=[("mount", pool.vmdir(vm))],
             )
         return there
+
+    @staticmethod
+    def _check_no_image_is_link(vm, pool, names):
+        """An image that is a link is not gone, but whoever follows it may be led anywhere."""
+        fd = pool.open_vm(vm)
+        if fd is None:
+            return
+        with files.closing(fd):
+            there = {name: files.exists(fd, name) for name in names}
+        links = [name for name in names if there[name] and stat.S_ISLNK(there[name].st_mode)]
+        if links:
+            paths = ", ".join(os.path.join(pool.vmdir(vm), name) for name in links)
+            raise StoragePoolException(
+                f"VM {vm.name}: {paths} is a link, which is not followed; put the image in its"
+                " place"
+            )

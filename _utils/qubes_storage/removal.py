@@ -170,7 +170,7 @@ class Removal:
             held = {
                 os.path.join(path, name): trees.tree_size(fd, name)
                 for name, there in files.entries(fd)
-                if not stat.S_ISLNK(there.st_mode)
+                if name != "icon.png" or not stat.S_ISLNK(there.st_mode)
             }
             for name in vm.images.values():
                 self._check_halted(vm, fd, name)

@@ -216,3 +216,21 @@ def test_a_vm_on_a_disk_that_is_away_is_forgotten_but_not_purged(foo):
         assert caught.value.waits_for == [("mount", "/mnt/foo")]
     assert foo.tree() == before
     assert system.remove_vm("work") == {"removed": {"old": "work", "new": None}}
+
+
+def test_images_that_are_links_are_what_a_vm_has(foo):
+    """As where somebody moved them to a larger disk and left links."""
+    here, big = "/mnt/foo/appvms/work", foo.mkdir("/mnt/big")
+    for name in ("private.img", "volatile.img"):
+        foo.path(f"{here}/{name}").rename(big / name)
+        foo.path(f"{here}/{name}").symlink_to(f"/mnt/big/{name}")
+    system, before = foo.connect(), foo.tree()
+    for verb in (system.vm_remove_diff, system.remove_vm):
+        with pytest.raises(StoragePoolException, match=f"VM work: has images: {here}/private.img"):
+            verb("work")
+    with pytest.raises(StoragePoolException, match="private.img is a link, which is not followed;"):
+        system.vm_diff("work", label="green")
+    assert foo.tree() == before
+    gone = [f"{here}/private.img", f"{here}/volatile.img"]
+    assert system.remove_vm("work", purge=True)["deleted"]["old"] == gone
+    assert sorted(os.listdir(big)) == ["private.img", "volatile.img"]
