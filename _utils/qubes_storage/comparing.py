@@ -66,8 +66,8 @@ class Comparing:
             guards.check_mount(self.root, pool.name, self.guards(pool.name))
             self._check_no_image_is_link(vm, pool, gone)
             paths = ", ".join(os.path.join(pool.vmdir(vm), name) for name in gone)
-            if self.is_absent_disk(pool):
-                self.check_disk(pool)
+            self.check_disk(pool)
+            self.check_disk(pool, vm.klass.subdir)
             raise OutOfStep(
                 f"VM {vm.name}: {paths} is gone; bring it back, or remove the VM with"
                 " qubes_vm.remove: it is never made anew",

@@ -14,8 +14,8 @@ from qubes_storage.vm import SUBDIRS, VM
 class Placing:
     """The part of :py:class:`~qubes_storage.system.System` that is about pools' directories."""
 
-    def is_absent_disk(self, pool):
-        """Whether VMs are registered in a pool and not one of them is there."""
+    def is_absent_disk(self, pool, subdir=None):
+        """Whether VMs are registered in a pool, or in one directory of it, and none is there."""
         found = self.registry()
         some = False
         for entry in found.entries:
@@ -24,18 +24,21 @@ class Placing:
             vm = VM.of(entry, found)
             if vm is None or vm.klass.name in ("AdminVM", "DispVM"):
                 continue
+            if subdir not in (None, vm.klass.subdir):
+                continue
             some = True
             if _holds(pool, vm):
                 return False
         return some
 
-    def check_disk(self, pool):
-        """Refuse to make anything in a pool whose disk is not there."""
-        if self.is_absent_disk(pool):
+    def check_disk(self, pool, subdir=None):
+        """Refuse to make anything in a pool, or in one directory of it, whose disk is not there."""
+        if self.is_absent_disk(pool, subdir):
+            path = os.path.join(pool.dir_path, subdir) if subdir else pool.dir_path
             raise OutOfStep(
-                f"pool {pool.name}: not one of its VMs is in {pool.dir_path}, so its disk is not"
-                " mounted; mount it, or remove the VMs from the registry with qubes_vm.remove",
-                waits_for=[("mount", pool.dir_path)],
+                f"pool {pool.name}: not one of its VMs is in {path}, so its disk is not mounted;"
+                " mount it, or remove the VMs from the registry with qubes_vm.remove",
+                waits_for=[("mount", path)],
             )
 
     def _check_setup(self, pool, try_out=False):
@@ -121,8 +124,9 @@ class Placing:
                 yield name, path
 
     def _check_new_vm(self, vm):
-        """Refuse to make a VM, or bring one, where another pool keeps its VMs."""
+        """Refuse to make a VM, or bring one, on a disk that is away, or among another pool's."""
         pool = self.pool_of(vm)
+        self.check_disk(pool, vm.klass.subdir)
         here = self._real(pool.dir_path)
         for other, path in self._dir_paths(pool.name):
             if _inside_vms(here, self._real(path)):

@@ -233,3 +233,31 @@ def test_no_vm_is_brought_into_a_pool_that_lies_among_those_of_another(machine):
             verb()
     assert machine.tree() == before
     system.create_vm("new")
+
+
+def test_nothing_is_made_in_a_directory_of_a_pool_whose_vms_are_all_missing(machine):
+    """As where that directory is a disk of its own, which is away."""
+    system = machine.connect()
+    system.create_vm("work")
+    system.create_vm("there", pool="foo")
+    appvms = machine.path(f"{LIB}/appvms")
+    appvms.rename(machine.path("/mnt/away"))
+    appvms.mkdir()
+    before = machine.tree()
+    for verb in (
+        lambda: system.create_vm("new"),
+        lambda: system.clone_vm("work", "new"),
+        lambda: system.clone_vm("there", "new", pool="default"),
+        lambda: system.migrate_vm("there", "default"),
+        lambda: system.set_vm("work", label="green"),
+    ):
+        match = f"pool default: not one of its VMs is in {LIB}/appvms, .*; mount it"
+        with pytest.raises(StoragePoolException, match=match) as caught:
+            verb()
+        assert caught.value.waits_for == [("mount", f"{LIB}/appvms")]
+    assert machine.tree() == before
+    system.create_vm("net", klass="NetVM")
+    system.create_vm("new", pool="foo")
+    appvms.rmdir()
+    machine.path("/mnt/away").rename(appvms)
+    assert set(system.set_vm("work", label="green")) == {"label"}
