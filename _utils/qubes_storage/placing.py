@@ -1,6 +1,7 @@
 """Where a pool may lie: not over another, not on a disk that is not there; its directories."""
 
 import contextlib
+import copy
 import os
 import stat
 
@@ -159,31 +160,50 @@ class Placing:
 
     def _refuse_move(self, name, moved, pool):
         """
-        Nothing of a pool's place changes under its VMs; but its dir_path may be put right where
-        somebody wrote another one: none of them is there, and all are in that of ``pool``.
+        Nothing of a pool's place changes under its VMs. But what somebody wrote wrong may be put
+        right, if all of them are in ``pool``: a section that cannot be loaded, and a dir_path where
+        none of them is.
         """
         vms = self.vms_in(name)
-        if vms and not (moved == ["dir_path"] and self._is_nowhere(name)):
+        with_images = [vm for vm in vms if vm.klass.name != "DispVM"]
+        try:
+            old = self.get_pool(name)
+        except StoragePoolException:
+            old = None
+        if type(old) is type(pool) and "dir_path" not in moved:
+            return  # another word for the same class
+        before = copy.copy(pool)
+        before.dir_path = in_force(name, self.sections()[name]).get("dir_path", "")
+        knows = is_place(before.dir_path) and "dir_path" in moved
+        there = knows and any(_holds(before, vm) for vm in with_images)
+        wrong = old is None or (moved == ["dir_path"] and with_images)
+        if vms and (there or not wrong):
             raise StoragePoolException(
                 f"pool {name}: {', '.join(moved)} cannot change while VMs lie in it"
                 f" ({shown(vm.name for vm in vms)}); migrate or remove them first, or"
                 " declare another pool",
                 waits_for=[("pool of", vm.name, name) for vm in vms],
             )
-        lost = [vm.name for vm in vms if vm.klass.name != "DispVM" and not _holds(pool, vm)]
+        lost = [vm.name for vm in with_images if not _holds(pool, vm)]
+        if lost and "dir_path" not in moved:
+            raise StoragePoolException(
+                f"pool {name}: VMs are not in {pool.dir_path} ({shown(lost)}), so nobody can tell"
+                f" whether this {' and '.join(moved)} is theirs; mount its disk first",
+                waits_for=[("mount", pool.dir_path)],
+            )
         if lost:
             raise StoragePoolException(
                 f"pool {name}: VMs lie neither where {CONF} has it nor in {pool.dir_path}"
                 f" ({shown(lost)}); mount its disk, or put the dir_path where they lie back into"
                 f" {CONF}"
             )
-
-    def _is_nowhere(self, name):
-        """Whether no VM can be where storage.conf has a pool."""
-        try:
-            return self.is_absent_disk(self.get_pool(name))
-        except StoragePoolException:
-            return True  # of such a dir_path no pool can be made
+        away = [vm.name for vm in with_images if knows and _is_of(vm, before, pool)]
+        if away:  # nobody wrote it wrong, so what lies in the other place may be an old copy
+            raise StoragePoolException(
+                f"pool {name}: VMs are registered in {before.dir_path}, where {CONF} has it, and"
+                f" not in {pool.dir_path} ({shown(away)}); mount its disk, or write dir_path ="
+                f" {pool.dir_path} into {CONF} if that disk is there now"
+            )
 
     @contextlib.contextmanager
     def _made(self, pool):
@@ -269,6 +289,12 @@ def _holds(pool, vm):
         return False
     os.close(fd)
     return True
+
+
+def _is_of(vm, pool, other):
+    """Whether the registry has a VM in the place that it has in a pool, and not in another."""
+    place = os.path.normpath(vm.entry.attrs.get("dir_path", "") if vm.entry else "")
+    return place == os.path.normpath(pool.vmdir(vm)) != os.path.normpath(other.vmdir(vm))
 
 
 def pool_of(entry):

@@ -318,9 +318,10 @@ def test_null_removes_a_guard(ssd, root):
 @pytest.mark.parametrize(
     "options",
     [
-        {"class": "qubes.storage.xen.XenPool"},
+        {"class": "qubes_storage.drivers.reflink.Pool"},
         {"dir_path": "/opt/x"},
-        {"driver": None, "class": "qubes.storage.xen.XenPool"},
+        {"driver": "reflink"},
+        {"driver": None, "class": "qubes_storage.drivers.btrfs.Pool"},
     ],
     ids=str,
 )
@@ -360,6 +361,53 @@ def test_a_dir_path_is_not_put_where_not_all_vms_are(ssd, root):
     (root / CONF).write_text((root / CONF).read_text().replace("/opt/ssd", "/opt/zz"))
     with refused(root, r"nor in /opt/copied \(base\); mount its disk"):
         ssd.set_pool("ssd", dir_path="/opt/copied")
+
+
+def test_a_dir_path_that_nobody_wrote_wrong_stays_while_its_disk_is_away(ssd, root):
+    """In the other place is what a move left there, or a backup."""
+    ssd.set_pool("default")
+    ssd.create_vm("base", klass="TemplateVM", pool="ssd")
+    (root / "opt/ssd").rename(root / "opt/away")
+    (root / "opt/old/vm-templates/base").mkdir(parents=True)
+    match = (
+        r"registered in /opt/ssd, .* not in /opt/old \(base\); mount its disk, or write dir_path"
+    )
+    with refused(root, match):
+        ssd.pool_diff("ssd", dir_path="/opt/old")
+    with refused(root, match):
+        ssd.set_pool("ssd", dir_path="/opt/old")
+    (root / "opt/away").rename(root / "opt/ssd")
+    assert ssd.pool_diff("ssd") == {}
+
+
+@pytest.mark.parametrize("wrong", ["driver = xne", "class = no.such.Thing", "size = 3"])
+def test_a_section_that_cannot_be_loaded_is_put_right_where_all_vms_are(ssd, root, wrong):
+    ssd.set_pool("default")
+    ssd.create_vm("base", klass="TemplateVM", pool="ssd")
+    conf = root / CONF
+    before = conf.read_text()
+    conf.write_text(before.replace("[ssd]\ndriver = xen", f"[ssd]\n{wrong}"))
+    right = {"driver": "xen", "class": None, "size": None}
+    (root / "opt/ssd").rename(root / "opt/away")
+    with refused(root, r"pool ssd: VMs are not in /opt/ssd \(base\), so .*; mount its disk first"):
+        ssd.set_pool("ssd", options=right)
+    (root / "opt/away").rename(root / "opt/ssd")
+    assert ssd.pool_diff("ssd", options=right) == ssd.set_pool("ssd", options=right) != {}
+    assert ssd.list_pools()["ssd"] == {"driver": "xen", "dir_path": "/opt/ssd"}
+    assert ssd.pool_diff("ssd", options=right) == {}
+    assert ssd.set_vm("base", label="green")
+
+
+@pytest.mark.parametrize("old", ["driver = xen", "class = qubes.storage.xen.XenPool"])
+@pytest.mark.parametrize("new", [{"driver": "xen"}, {"class": "qubes.storage.xen.XenStorage"}])
+def test_another_word_for_the_class_of_a_pool_is_no_move(ssd, root, old, new):
+    ssd.set_pool("default")
+    ssd.create_vm("base", klass="TemplateVM", pool="ssd")
+    conf = root / CONF
+    conf.write_text(conf.read_text().replace("[ssd]\ndriver = xen", f"[ssd]\n{old}"))
+    ssd.set_pool("ssd", options=new)
+    assert ssd.pool_diff("ssd", options=new) == {}
+    assert ssd.pool_info("ssd")["problems"] == ssd.pool_notes("ssd")
 
 
 # --- storage.conf as a file
