@@ -21,27 +21,41 @@ NAMES = ("require_mount", "min_free")
 def clean(pool, guards):
     """``{guard: text or None}`` that can be written; bad ones raise :py:class:`InvalidInput`."""
     for name, value in guards.items():
-        if value is None:
-            continue
-        if name == "min_free":
-            parse_size(value, f"pool {pool}: min_free")
-        else:
-            files.check_dir_path(pool, str(value), "require_mount")
+        if value is not None:
+            _check(pool, name, str(value) if name != "min_free" else value)
     return {name: value if value is None else str(value) for name, value in guards.items()}
 
 
+def _check(pool, name, value, where=""):
+    if name == "min_free":
+        parse_size(value, f"pool {pool}: {where}min_free")
+    else:
+        files.check_dir_path(pool, value, f"{where}require_mount")
+
+
+def _written(pool, guards, name):
+    """A guard that the file has, or None; one that someone else wrote wrong is refused."""
+    value = guards.get(name)
+    if value:
+        _check(pool, name, value, f"{PATH}: ")
+    return value or None
+
+
 def same(name, old, new):
-    """Whether two values of a guard mean the same."""
+    """Whether two values of a guard mean the same; one that was written wrong means nothing."""
     if old is None or new is None:
         return old == new
     if name == "min_free":
-        return parse_size(old) == parse_size(new)
+        try:
+            return parse_size(old) == parse_size(new)
+        except InvalidInput:
+            return False
     return os.path.normpath(old) == os.path.normpath(new)
 
 
 def check_mount(root, pool, guards):
     """Refuse while ``require_mount`` is not a mount point below root."""
-    path = guards.get("require_mount")
+    path = _written(pool, guards, "require_mount")
     if path and not files.is_mount(root, path):
         raise StoragePoolException(
             f"pool {pool}: {path} is not mounted, and require_mount asks for it; mount its disk",
@@ -51,24 +65,27 @@ def check_mount(root, pool, guards):
 
 def check_free(pool, guards, free, needed=0, path=None):
     """Refuse to take ``needed`` bytes where fewer than ``min_free`` would stay free."""
-    least = parse_size(guards["min_free"]) if guards.get("min_free") else 0
+    kept = _written(pool, guards, "min_free")
+    least = parse_size(kept) if kept else 0
     if free - needed < least or (needed and free < needed):
-        kept = f" and min_free keeps {format_size(least)}" if least else ""
+        keeps = f" and min_free keeps {format_size(least)}" if least else ""
         where = f" in {path}" if path else ""
         wants = f", {format_size(needed)} are needed" if needed else ""
         raise StoragePoolException(
-            f"pool {pool}: {format_size(free)} are free{where}{wants}{kept}; free some"
+            f"pool {pool}: {format_size(free)} are free{where}{wants}{keeps}; free some"
             " space or take another pool"
         )
 
 
 def check_values(pool, guards):
     """The guards of a pool as problems, for a file that someone else wrote."""
-    try:
-        clean(pool, guards)
-    except InvalidInput as err:
-        return [f"{PATH}: {err}"]
-    return []
+    found = []
+    for name in guards:
+        try:
+            _written(pool, guards, name)
+        except InvalidInput as err:
+            found.append(str(err))
+    return found
 
 
 def load(root):

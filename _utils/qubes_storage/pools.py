@@ -80,7 +80,8 @@ class Pools(Placing):
                 size for vm in vms for size, _ in self.images_on_disk(vm).values()
             )
         except (OSError, StoragePoolException) as err:
-            found["problems"].append(str(err))
+            if str(err) not in found["problems"]:
+                found["problems"].append(str(err))
         return found
 
     def _on_disk(self, pool):

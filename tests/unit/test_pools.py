@@ -607,6 +607,31 @@ def test_a_guard_that_someone_else_wrote_wrong_is_a_problem_of_its_pool(ssd, roo
     assert ssd.pool_info("default")["dir_path"] == "/var/lib/qubes"
 
 
+@pytest.mark.parametrize(
+    ("guard", "wrong", "problem", "right"),
+    [
+        ("min_free", "20 gigs", "min_free: '20 gigs' is not a size; write", "1MiB"),
+        ("require_mount", "opt", "require_mount 'opt' is not an absolute path", None),
+    ],
+)
+def test_a_guard_that_someone_else_wrote_wrong_is_named_and_mended(
+    ssd, root, guard, wrong, problem, right
+):
+    ssd.set_pool("default")
+    (root / GUARDS).write_text(f"[ssd]\n{guard} = {wrong}\n")
+    problem = f"pool ssd: /{GUARDS}: {problem}"
+    with refused(root, problem):
+        ssd.create_vm("base", klass="TemplateVM", pool="ssd")
+    assert [p.startswith(problem) for p in ssd.pool_info("ssd")["problems"]] == [True]
+    changes = {guard: {"old": wrong, "new": right}}
+    options = {"options": {guard: right}}
+    assert ssd.pool_diff("ssd", **options) == changes
+    assert ssd.set_pool("ssd", **options) == changes
+    assert ssd.pool_diff("ssd", **options) == {}
+    assert ssd.pool_info("ssd")["problems"] == []
+    ssd.create_vm("base", klass="TemplateVM", pool="ssd")
+
+
 def test_nothing_is_made_in_a_pool_whose_vms_are_all_missing(ssd, root):
     ssd.set_pool("default")
     ssd.create_vm("base", klass="TemplateVM", pool="ssd")

@@ -192,7 +192,8 @@ class AdminReading:
             to_int(config.get("revisions_to_keep", 0), f"pool {name}: revisions_to_keep")
             guards.check_mount(self.root, name, kept)
         except StoragePoolException as err:
-            found["problems"].append(str(err))
+            if str(err) not in found["problems"]:
+                found["problems"].append(str(err))
         return found
 
     # VMs
