@@ -11,6 +11,9 @@ from qubes_storage.registry import Registry
 from qubes_storage.values import format_size, shown
 from qubes_storage.vm import VM
 
+# The attributes of the collection that name a VM by its qid.
+_DEFAULTS = ("clockvm", "default_fw_netvm", "default_netvm", "default_template", "updatevm")
+
 
 class Removal:
     """The part of :py:class:`~qubes_storage.system.System` that removes VMs."""
@@ -228,11 +231,8 @@ class Removal:
     def _without(registry, vm):
         """The registry without a VM; what it was the default of has none, as R3.2's ``pop``."""
         qid = vm.entry.attrs.get("qid")
-        attrs = {
-            k: "None" if v == qid and k != "default_kernel" else v
-            for k, v in registry.attrs.items()
-        }
-        return registry.replaced(vm.entry).copy(attrs=attrs)
+        gone = {k: "None" for k in _DEFAULTS if registry.attrs.get(k) == qid}
+        return registry.replaced(vm.entry).copy(attrs={**registry.attrs, **gone})
 
 
 def _forget(vm):

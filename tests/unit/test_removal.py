@@ -234,3 +234,14 @@ def test_images_that_are_links_are_what_a_vm_has(foo):
     gone = [f"{here}/private.img", f"{here}/volatile.img"]
     assert system.remove_vm("work", purge=True)["deleted"]["old"] == gone
     assert sorted(os.listdir(big)) == ["private.img", "volatile.img"]
+
+
+def test_only_the_defaults_that_a_vm_was_are_unset(scratch):
+    machine = scratch(FOO)
+    machine.attrs.update(schema_version="2", clockvm="2", default_kernel="2")
+    machine.elements.append(element("QubesNetVm", "net", 2, template_qid="1"))
+    machine.write_registry()
+    system = machine.connect()
+    before = dict(system.registry().attrs)
+    system.remove_vm("net")
+    assert dict(system.registry().attrs) == {**before, "clockvm": "None"}
