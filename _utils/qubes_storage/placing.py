@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+import re
 import stat
 
 from qubes_storage import files, guards, owning, registry
@@ -256,15 +257,16 @@ class Placing:
             fd = pool.open()
         except (AttributeError, StoragePoolException):
             return []
+        here = re.sub(r"(/\.?)+$", "", pool.dir_path)  # no directory is removed as "."
         with files.closing(fd):
             names = set(os.listdir(fd))
             found = []
             for subdir in SUBDIRS:
-                path = os.path.join(pool.dir_path, subdir)
+                path = os.path.join(here, subdir)
                 if _is_empty(fd, subdir) and not files.is_mount(self.root, path):
                     found.append(path)
-            if len(found) == len(names) and self._is_own_dir(pool.dir_path):
-                found.append(pool.dir_path)
+            if len(found) == len(names) and self._is_own_dir(here):
+                found.append(here)
         return found
 
     def _is_own_dir(self, path):

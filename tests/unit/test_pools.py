@@ -803,6 +803,16 @@ def test_purge_removes_directories_that_are_empty_alone(ssd, root):
     assert not (root / "opt/two").exists()
 
 
+@pytest.mark.parametrize("end", ["/", "/.", "/./", "//.//"])
+def test_purge_removes_a_directory_however_it_is_written(system, root, end):
+    (root / "opt/ssd").mkdir()
+    system.add_pool("ssd", dir_path=f"/opt/ssd{end}")
+    changes = system.pool_remove_diff("ssd", purge=True)
+    assert changes["directories"]["old"] == [*(f"/opt/ssd/{s}" for s in SUBDIRS), "/opt/ssd"]
+    assert system.remove_pool("ssd", purge=True) == changes
+    assert not (root / "opt/ssd").exists()
+
+
 def test_a_pool_in_use_and_the_default_pool_are_not_removed(ssd, root):
     ssd.set_pool("default")
     ssd.create_vm("base", klass="TemplateVM", pool="ssd")
