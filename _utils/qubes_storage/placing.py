@@ -1,20 +1,18 @@
-"""Where a pool may lie: not over another, not on a disk that is not there; its directories."""
+"""Where pools and VMs may lie: not over another, not on a disk that is not there."""
 
-import contextlib
 import copy
 import os
-import re
-import stat
 
 from qubes_storage import files, guards, owning, registry
+from qubes_storage.directories import Directories, is_empty
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.pool import CONF, Pool, in_force, is_place
 from qubes_storage.values import shown
 from qubes_storage.vm import SUBDIRS, VM
 
 
-class Placing:
-    """The part of :py:class:`~qubes_storage.system.System` that is about pools' directories."""
+class Placing(Directories):
+    """The part of :py:class:`~qubes_storage.system.System` that is about where pools lie."""
 
     def is_absent_disk(self, pool, subdir=None):
         """Whether VMs are registered in a pool, or in one directory of it, and none is there."""
@@ -92,7 +90,7 @@ class Placing:
             except FileNotFoundError:  # it is made first
                 continue
             with files.closing(fd):
-                if files.exists(fd, way) and not _is_empty(fd, way):
+                if files.exists(fd, way) and not is_empty(fd, way):
                     raise StoragePoolException(
                         f"pool {name}: {os.path.join(parent, way)} is in the way of {path}, which"
                         " is made there; move it away"
@@ -206,83 +204,6 @@ class Placing:
                 f" {pool.dir_path} into {CONF} if that disk is there now"
             )
 
-    @contextlib.contextmanager
-    def _made(self, pool):
-        """Make the directories of a pool; if its section is not written then, take them away."""
-        made = pool.missing() if isinstance(pool, Pool) else []
-        stood = files.read(self.root, CONF)
-        try:
-            if made:
-                pool.create()
-            yield
-        except BaseException:
-            if files.read(self.root, CONF) == stood:
-                for path in reversed(made):
-                    with contextlib.suppress(OSError):
-                        self._rmdir(path)
-            raise
-
-    @contextlib.contextmanager
-    def _unmade(self, paths):
-        """Remove empty directories; if the section stays then, they come back."""
-        paths = [path.rstrip("/") for path in paths]
-        gone, parents = [], {}  # handles, so that they come back where they were
-        stood = files.read(self.root, CONF)
-        with contextlib.ExitStack() as stack:
-            for parent in {os.path.dirname(path) for path in paths}:
-                parents[parent] = files.open_dir(self.root, parent)
-                stack.callback(os.close, parents[parent])
-            try:
-                for path in paths:
-                    gone.append(path)
-                    fd = parents[os.path.dirname(path)]
-                    os.rmdir(os.path.basename(path), dir_fd=fd)
-                    os.fsync(fd)
-                yield
-            except BaseException:
-                for path in reversed(gone if files.read(self.root, CONF) == stood else ()):
-                    parent, name = os.path.split(path)
-                    with contextlib.suppress(OSError):
-                        parents[path] = owning.place_dir(parents[parent], name)
-                        stack.callback(os.close, parents[path])
-                raise
-
-    def _empty_dirs(self, name):
-        """
-        The directories of a pool that hold nothing, the innermost first; a link and a mount point
-        are left out, for they are the user's.
-        """
-        try:
-            pool = self.get_pool(name)
-            fd = pool.open()
-        except (AttributeError, StoragePoolException):
-            return []
-        here = re.sub(r"(/\.?)+$", "", pool.dir_path)  # no directory is removed as "."
-        with files.closing(fd):
-            names = set(os.listdir(fd))
-            found = []
-            for subdir in SUBDIRS:
-                path = os.path.join(here, subdir)
-                if _is_empty(fd, subdir) and not files.is_mount(self.root, path):
-                    found.append(path)
-            if len(found) == len(names) and self._is_own_dir(here):
-                found.append(here)
-        return found
-
-    def _is_own_dir(self, path):
-        """Whether a path is that of a directory, and neither of a link nor of a mount point."""
-        parent, name = os.path.split(path.rstrip("/"))
-        with files.closing(files.open_dir(self.root, parent)) as fd:
-            found = files.exists(fd, name)
-        directory = found is not None and stat.S_ISDIR(found.st_mode)
-        return directory and not files.is_mount(self.root, path)
-
-    def _rmdir(self, path):
-        parent, name = os.path.split(path.rstrip("/"))
-        with files.closing(files.open_dir(self.root, parent)) as fd:
-            os.rmdir(name, dir_fd=fd)
-            os.fsync(fd)
-
 
 def _holds(pool, vm):
     """Whether a VM's directory is in a pool."""
@@ -316,11 +237,3 @@ def _shares(pool, problem):
     return StoragePoolException(
         f"pool {pool.name}: dir_path {pool.dir_path} {problem}; give each a directory of its own"
     )
-
-
-def _is_empty(dir_fd, name):
-    try:
-        with files.closing(files.open_subdir(dir_fd, name)) as fd:
-            return not os.listdir(fd)
-    except OSError:
-        return False
