@@ -2,6 +2,7 @@
 
 import copy
 import os
+import stat
 
 from qubes_storage import files, guards, owning, registry
 from qubes_storage.directories import Directories, is_empty
@@ -15,7 +16,10 @@ class Placing(Directories):
     """The part of :py:class:`~qubes_storage.system.System` that is about where pools lie."""
 
     def is_absent_disk(self, pool, subdir=None):
-        """Whether VMs are registered in a pool, or in one directory of it, and none is there."""
+        """
+        Whether VMs are registered in a pool and not one of them is there; or in a directory of it,
+        where there is no other directory either.
+        """
         found = self.registry()
         some = False
         for entry in found.entries:
@@ -29,7 +33,7 @@ class Placing(Directories):
             some = True
             if _holds(pool, vm):
                 return False
-        return some
+        return some and (subdir is None or not _has_dirs(pool, subdir))
 
     def check_disk(self, pool, subdir=None):
         """Refuse to make anything in a pool, or in one directory of it, whose disk is not there."""
@@ -212,6 +216,17 @@ def _holds(pool, vm):
         return False
     os.close(fd)
     return True
+
+
+def _has_dirs(pool, subdir):
+    """Whether a directory of a pool, as it is seen now, has any that may be a VM's."""
+    try:
+        fd = pool.open_subdir(subdir)
+    except StoragePoolException:
+        return False
+    with files.closing(fd):
+        found = files.entries(fd)
+        return any(stat.S_ISDIR(there.st_mode) and name[0] != "." for name, there in found)
 
 
 def _is_of(vm, pool, other):

@@ -311,7 +311,9 @@ def test_pool_removed_while_in_use(base, call):
             continue  # no command of ours; what it shows is in ls
         code, _, err = call(machine, given, command, *step["args"])
         if step["args"] == ["infoo"]:  # the pool is unknown, so only its entry can go
-            assert code == 0
+            assert (code, step["exit"]) == (1, 1)
+            assert "pool foo: unknown; " in err
+            assert call(machine, given, command, "--just-db", "infoo")[0] == 0
             assert machine.path(f"{LIB}/foo/appvms/infoo/private.img").exists()
         else:
             assert (code, err) == (0, "")

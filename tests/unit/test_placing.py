@@ -258,6 +258,9 @@ def test_nothing_is_made_in_a_directory_of_a_pool_whose_vms_are_all_missing(mach
     assert machine.tree() == before
     system.create_vm("net", klass="NetVM")
     system.create_vm("new", pool="foo")
+    (appvms / "renamed").mkdir()  # by somebody: then the disk is there
+    assert "created" in system.vm_diff("other")
+    (appvms / "renamed").rmdir()
     appvms.rmdir()
     machine.path("/mnt/away").rename(appvms)
     assert set(system.set_vm("work", label="green")) == {"label"}
