@@ -2,7 +2,7 @@
 
 import os
 
-from qubes_storage import build, image, transfer
+from qubes_storage import build, files, image, transfer
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.plan import Image, Outside, Plan
 from qubes_storage.values import check_vm_name
@@ -152,6 +152,8 @@ class Cloning:
             raise StoragePoolException(
                 f"VM {vm.name}: {word} {path} is in use by {device}; detach it first"
             )
+        if moved:
+            self._check_is_nobodys(vm, path, found)
         size = max(found.st_size, size)
         outside = Outside(real, moved)
         for wanted in plan.images:
@@ -160,3 +162,20 @@ class Cloning:
             elif wanted.filename == IMAGES["root-cow"]:
                 wanted.size = max(wanted.size, size)
         return size
+
+    def _check_is_nobodys(self, vm, path, found):
+        """Refuse to take away, by whatever name, a file that is an image of another VM."""
+        for other in (VM.of(entry, self.registry()) for entry in self.registry().entries):
+            try:
+                fd = self.pool_of(other).open_vm(other) if other else None
+            except StoragePoolException:
+                continue  # it lies nowhere
+            if fd is None:
+                continue
+            with files.closing(fd):
+                there = [files.exists(fd, name) for name in other.images.values()]
+            if any(each and os.path.samestat(each, found) for each in there):
+                raise StoragePoolException(
+                    f"VM {vm.name}: root_move_from {path} is an image of VM {other.name}, which"
+                    " would lose it; use root_copy_from"
+                )

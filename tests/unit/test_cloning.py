@@ -248,6 +248,24 @@ def test_a_root_image_that_cannot_be_one_is_refused(machine, disk, tmp_path):
     refused(machine, call, "declare klass: StandaloneVM")
 
 
+@pytest.mark.parametrize("owner", ["work", "fedora-23", "elsewhere"])
+@pytest.mark.parametrize("name", ["itself", "a link to it", "another name of it"])
+def test_an_image_of_a_vm_is_not_taken_from_it(machine, owner, name):
+    system = machine.connect()
+    system.create_vm("elsewhere", klass="HVM", pool="foo")
+    volumes = system.vm_info(owner)["volumes"]
+    image = machine.path(volumes.get("root", volumes["private"])["path"])
+    path = {"itself": image}.get(name, machine.path("/mnt/other.img"))
+    if name == "a link to it":
+        path.symlink_to(image)
+    elif name == "another name of it":
+        os.link(image, path)
+    match = f"root_move_from {path} is an image of VM {owner}, .*; use root_copy_from"
+    for verb in (system.vm_diff, system.create_vm):
+        refused(machine, lambda: verb("new", klass="HVM", root_move_from=str(path)), match)  # noqa: B023
+    system.create_vm("new", klass="HVM", root_copy_from=str(path))
+
+
 @pytest.mark.parametrize("near", [False, True], ids=["another filesystem", "the same"])
 def test_an_import_that_died_anywhere_loses_nothing(scratch, tmp_path, near):
     for number in steps(3):
