@@ -37,6 +37,11 @@ class Comparing:
         if label not in (None, vm.label):
             changes["label"] = {"old": vm.label, "new": label}
         if vm.klass.based_on and template not in (None, vm.template):
+            if not vm.based:
+                raise InvalidInput(
+                    f"VM {vm.name}: has a root of its own, which template {template} would hide;"
+                    " leave template out, or remove the VM first"
+                )
             self._template(vm.name, vm.klass, template)
             changes["template"] = {"old": vm.template, "new": template}
         small = {v: s for v, s in sizes.items() if v in there and there[v][0] < s}

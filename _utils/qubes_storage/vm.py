@@ -134,12 +134,15 @@ def volatile_size(root_size):
 class VM:
     """A VM as the registry has it, or as it would be; R3.2's attributes, none of its state."""
 
-    def __init__(self, name, klass, *, pool="default", label=None, template=None, entry=None):
+    def __init__(
+        self, name, klass, *, pool="default", label=None, template=None, based=None, entry=None
+    ):
         self.name = name
         self.klass = klass
         self.pool = pool
         self.label = label or klass.label
-        self.template = template  # the VM it runs on, by name
+        self.template = template  # the VM it runs on, by name; None also for one that is gone
+        self.based = based or template is not None  # whether it runs on one
         self.entry = entry
 
     @classmethod
@@ -159,6 +162,7 @@ class VM:
             pool=entry.attrs.get("pool_name", "default"),
             label=entry.attrs.get("label", klass.label),
             template=template.attrs.get("name") if template else None,
+            based=klass.based_on is not None and qid.lower() != "none",
             entry=entry,
         )
 

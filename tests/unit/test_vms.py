@@ -84,6 +84,18 @@ def test_each_class_is_created_once_and_is_then_as_declared(machine, system, kla
     refused(machine, lambda: system.create_vm("vm", **declared), "already")
 
 
+@pytest.mark.parametrize("klass", ["HVM", "NetVM", "ProxyVM"])
+def test_a_vm_with_a_root_of_its_own_keeps_it(machine, system, klass):
+    template = {"HVM": "wint"}.get(klass, "fedora-23")
+    system.create_vm("wint", klass="TemplateHVM")
+    system.create_vm("own", klass=klass, template=template, standalone=True)
+    match = "VM own: has a root of its own, .*; leave template out"
+    for verb in (system.vm_diff, system.set_vm):
+        refused(machine, lambda: verb("own", klass=klass, template=template), match)  # noqa: B023
+    assert system.vm_diff("own", klass=klass, template=template, standalone=True) == {}
+    assert "/own/root.img" in system.disks("own")["rootdev"]
+
+
 @pytest.mark.parametrize("umask", ["000", "077", "777"])
 def test_modes_are_ours_whatever_the_umask(machine, umask):
     declared = {"klass": "StandaloneVM", "template": "fedora-23"}
