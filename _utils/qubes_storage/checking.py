@@ -182,7 +182,12 @@ class Checking:
         self._check_own_directory(vm)
         pool = self.pool_of(vm)
         there = self._check_images(vm, pool, [])
-        unchanged = "volatile" in there and not vm.template
+        if vm.based and not vm.template:
+            raise StoragePoolException(
+                f"VM {name}: its template is not in qubes.xml; give it another with qubes_vm.set"
+                f" {name} template=NAME"
+            )
+        unchanged = "volatile" in there and not vm.based
         if unchanged and not pool.revisions_to_keep:
             return vm, pool, {}
         self.check_growth(pool)

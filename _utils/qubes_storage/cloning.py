@@ -57,12 +57,16 @@ class Cloning:
             )
         runs_on = source.template
         if template is not None:
-            if not source.klass.based_on or not runs_on:
+            if not source.based:
                 raise InvalidInput(
                     f"VM {name}: clone_from and template both say what it is copied from; declare"
                     " one of them"
                 )
             runs_on = self._template(name, source.klass, template).name
+        elif source.based and not runs_on:
+            raise StoragePoolException(
+                f"VM {name}: the template of {clone_from} is not in qubes.xml; declare another"
+            )
         if runs_on and "root" in sizes:
             raise self._root_is_templates(name, runs_on)
         vm = VM(

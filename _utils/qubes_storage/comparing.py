@@ -46,7 +46,7 @@ class Comparing:
             changes["template"] = {"old": vm.template, "new": template}
         small = {v: s for v, s in sizes.items() if v in there and there[v][0] < s}
         if "root" in sizes and "root" not in vm.images:
-            raise self._root_is_templates(vm.name, vm.template)
+            raise self._root_is_templates(vm.name, template or vm.template)
         if small:
             self.check_growth(self.get_pool(pool) if moves else place)
             if not left:
@@ -59,6 +59,10 @@ class Comparing:
 
     @staticmethod
     def _root_is_templates(name, template):
+        if template is None:
+            return InvalidInput(
+                f"VM {name}: its root is that of its template, which is gone; give it another"
+            )
         return InvalidInput(
             f"VM {name}: its root is that of its template {template}; declare its size there"
         )

@@ -184,7 +184,7 @@ class VM:
         """``{volume: file name}`` of the images that lie in its directory."""
         if self.klass.name == "AdminVM":
             return {}
-        names = [] if self.template else self.klass.root_filename()
+        names = [] if self.based else self.klass.root_filename()
         return {volume: IMAGES[volume] for volume in (*names, "private", "volatile")}
 
     def new_entry(self, registry, vmdir):

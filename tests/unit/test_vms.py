@@ -96,6 +96,32 @@ def test_a_vm_with_a_root_of_its_own_keeps_it(machine, system, klass):
     assert "/own/root.img" in system.disks("own")["rootdev"]
 
 
+@pytest.mark.parametrize("klass", ["AppVM", "NetVM", "HVM"])
+def test_a_vm_whose_template_is_gone_is_given_another(machine, system, klass):
+    template = {"HVM": "wint"}.get(klass, "fedora-23")
+    system.create_vm("wint", klass="TemplateHVM")
+    system.create_vm("work", klass=klass, template=template)
+    qid = machine.entries()[template].attrs["qid"]
+    text = machine.xml.decode().replace(f'template_qid="{qid}"', 'template_qid="77"')
+    machine.path(XML).write_text(text)
+    assert system.verify_vm("work") == [
+        "VM work: its template (qid 77) is gone; give it another",
+    ]
+    assert set(system.vm_info("work")["volumes"]) == {"private", "volatile"}
+    for call in (lambda: system.disks("work"), lambda: system.reset_vm("work")):
+        refused(machine, call, "qubes_vm.set work template=NAME")
+    refused(machine, lambda: system.clone_vm("work", "copy"), "the template of work is not in")
+    match = "its root is that of its template, which is gone"
+    refused(machine, lambda: system.set_vm("work", volumes={"root": GIB}), match)
+    assert "created" in system.vm_diff("copy", clone_from="work", template=template)
+    assert system.set_vm("work", label="blue") == {"label": {"old": "red", "new": "blue"}}
+    changes = {"template": {"old": None, "new": template}}
+    assert system.vm_diff("work", klass=klass, template=template) == changes
+    assert system.set_vm("work", klass=klass, template=template) == changes
+    assert system.verify_vm("work") == []
+    assert "/vm-templates/" in system.disks("work")["rootdev"]
+
+
 @pytest.mark.parametrize("umask", ["000", "077", "777"])
 def test_modes_are_ours_whatever_the_umask(machine, umask):
     declared = {"klass": "StandaloneVM", "template": "fedora-23"}
