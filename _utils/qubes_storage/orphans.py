@@ -26,7 +26,8 @@ class Orphans:
         vms = [vm for vm in (VM.of(e, registry) for e in registry.entries) if vm]
         vms = [vm for vm in vms if vm.klass.name != "AdminVM"]
         pools = self._pools()
-        owned = {(self._place_of(vm), vm.dirname) for vm in vms}
+        others = [vm for vm in map(VM.stranger, registry.entries) if vm]
+        owned = {(self._place_of(vm), vm.dirname) for vm in vms + others}
         for pool in pools.values():
             found += self._unowned(pool, owned)
         for vm in vms:

@@ -37,9 +37,13 @@ class Pools(Placing):
         return describe_drivers()
 
     def vms_in(self, pool):
-        """The VMs that qubes.xml places in a pool; dom0 has no images and does not count."""
+        """
+        The VMs that qubes.xml places in a pool, of whatever class; dom0 has no images and does not
+        count.
+        """
         found = self.registry()
-        vms = (VM.of(entry, found) for entry in found.entries if pool_of(entry) == pool)
+        there = [entry for entry in found.entries if pool_of(entry) == pool]
+        vms = (VM.of(entry, found) or VM.stranger(entry) for entry in there)
         return [vm for vm in vms if vm and vm.klass.name != "AdminVM"]
 
     @looking

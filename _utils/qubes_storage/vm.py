@@ -166,6 +166,16 @@ class VM:
             entry=entry,
         )
 
+    @classmethod
+    def stranger(cls, entry):
+        """The VM of an element of a class that is not known here, as R3.2's plug-ins have them."""
+        name = entry.attrs.get("name")
+        if entry.tag in _BY_TAG or not entry.tag.startswith("Qubes") or not name:
+            return None
+        subdir = entry.attrs.get("dir_path", "").split("/")[-2:-1]
+        klass = Klass(entry.tag, entry.tag, subdir[0] if {*subdir} & {*SUBDIRS} else "appvms")
+        return cls(name, klass, pool=entry.attrs.get("pool_name", "default"), entry=entry)
+
     @property
     def dirname(self):
         """

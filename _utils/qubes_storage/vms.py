@@ -11,6 +11,7 @@ from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.planning import Planning, check_volumes
 from qubes_storage.pool import Pool
+from qubes_storage.registry import PATH
 from qubes_storage.values import format_size, parse_size
 from qubes_storage.vm import ICONS, IMAGES, VM, start_attrs
 
@@ -35,10 +36,20 @@ class VMs(Planning, Comparing, Cloning):
         }
 
     def find_vm(self, name):
-        """The VM of a name, or None."""
+        """The VM of a name, or None; one of a class that is not known here is left alone."""
+        vm, entry = self._find(name)
+        if entry and VM.stranger(entry):
+            raise NotSupported(
+                f"VM {name}: is a <{entry.tag}> in {PATH}, a class that is not known here; take"
+                " another name, or the tools that made it"
+            )
+        return vm
+
+    def _find(self, name):
+        """``(VM, its element)`` of a name, None where there is none."""
         found = self.registry()
         entry = found.by_name.get(name)
-        return VM.of(entry, found) if entry else None
+        return VM.of(entry, found) if entry else None, entry
 
     def get_vm(self, name):
         """The VM of a name; raises where there is none."""
@@ -68,7 +79,7 @@ class VMs(Planning, Comparing, Cloning):
         ``label``, ``dir_path``, and ``volumes: {volume: {path, size, allocated, pool}}`` in bytes,
         size and allocated None for an image that is not there.
         """
-        vm = self.find_vm(name)
+        vm, _ = self._find(name)  # one of a class that is not known here is no VM
         if vm is None:
             return None
         found = {**self._summary(vm), "dir_path": None, "volumes": {}}

@@ -8,7 +8,7 @@ import pytest
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.vm import CREATABLE
 
-from tests.r32.machine import GIB, KERNEL, LIB, XML, run
+from tests.r32.machine import GIB, KERNEL, LIB, XML, element, run
 
 FOO = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
 TEMPLATE = f"{LIB}/vm-templates/fedora-23"
@@ -120,6 +120,37 @@ def test_a_vm_whose_template_is_gone_is_given_another(machine, system, klass):
     assert system.set_vm("work", klass=klass, template=template) == changes
     assert system.verify_vm("work") == []
     assert "/vm-templates/" in system.disks("work")["rootdev"]
+
+
+def test_a_vm_of_a_class_that_is_not_known_here_is_left_alone(machine, system):
+    place = "/mnt/foo/servicevms/win"
+    win = element("QubesWindowsVm", "win", 7, pool_name="foo", dir_path=place)
+    machine.elements += [element("QubesWindowsVm", "lost", 8, pool_name="foo"), win]
+    machine.write_registry()
+    machine.mkdir(place)
+    machine.image(f"{place}/private.img", GIB, "mine")
+    system.create_vm("work")
+    match = "VM win: is a <QubesWindowsVm> in .*qubes.xml, a class that is not known here; take"
+    for call in (
+        lambda: system.vm_diff("win"),
+        lambda: system.create_vm("win"),
+        lambda: system.set_vm("win", label="blue"),
+        lambda: system.vm_remove_diff("win", purge=True),
+        lambda: system.remove_vm("win", purge=True),
+        lambda: system.clone_vm("work", "win"),
+        lambda: system.clone_vm("win", "copy"),
+        lambda: system.rename_vm("work", "win"),
+        lambda: system.rename_vm("win", "play"),
+        lambda: system.create_vm("app", template="win"),
+    ):
+        refused(machine, call, match)
+    assert (system.vm_info("win"), system.orphans()) == (None, [])
+    info = system.pool_info("foo")
+    assert (info["vms"], info["provisioned"]) == (["lost", "win"], GIB)
+    match = r"pool foo: VMs lie in it \(lost, win\); migrate or remove"
+    refused(machine, lambda: system.remove_pool("foo"), match)
+    match = r"dir_path cannot change while VMs lie in it \(lost, win\)"
+    refused(machine, lambda: system.set_pool("foo", dir_path="/mnt/bar"), match)
 
 
 @pytest.mark.parametrize("umask", ["000", "077", "777"])
