@@ -15,6 +15,7 @@ from qubes_storage.exc import InvalidInput, StoragePoolException, Waits
 from qubes_storage.pool import Pool, make_pool, pick
 from qubes_storage.registry import MAX_ID, Entry
 from qubes_storage.salt_run import Run
+from qubes_storage.sources import Files, Sources
 from qubes_storage.values import shown
 from qubes_storage.vm import KLASSES, VM
 
@@ -35,7 +36,7 @@ def connect_as(option, run=None):
     return _Local(Run(*run), there.root)
 
 
-class _Then:
+class _Then(Sources):
     """A machine of either backend, as it will be."""
 
     def __init__(self, run, *where):
@@ -44,15 +45,14 @@ class _Then:
 
     def vm_diff(self, name, **declared):
         """As it will be; raises Waits for what cannot be told yet."""
-        with self._waiting("VM", name, declared.get("template")):
-            changes = super().vm_diff(name, **declared)
-            source = changes.get("clone_from", {}).get("new")
-            if source and self.run.of("VM", source):
-                raise StoragePoolException(
-                    f"VM {name}: {source}, of which it is to be a clone, is removed before",
-                    waits_for=[("VM", source)],
-                )
-            return changes
+        try:
+            with self._waiting("VM", name, declared.get("template")):
+                changes = super().vm_diff(name, **declared)
+                self.check_sources(name, declared, changes)
+                return changes
+        except Waits:
+            self.refuse_gone(name, declared)
+            raise
 
     def vm_remove_diff(self, name, purge=False):
         """As it will be; raises Waits for what cannot be told yet."""
@@ -82,11 +82,11 @@ class _Then:
         try:
             yield
         except StoragePoolException as err:
-            if not err.waits_for or not all(self._comes(*each) for each in err.waits_for):
+            if not err.waits_for or not all(self.comes(*each) for each in err.waits_for):
                 raise
             raise Waits(f"{who[kind]} for {_words(err.waits_for, template)}") from err
 
-    def _comes(self, kind, what, used=None):
+    def comes(self, kind, what, used=None):
         """Whether states before this one mend what ``waits_for`` of an error tells of."""
         if kind in ("path", "file", "mount"):
             return self._path_comes(kind, what)
@@ -133,7 +133,7 @@ class _Then:
         return _merged(super().guards(pool), new[1] if new else {})
 
 
-class _Local(_Then, system.System):
+class _Local(_Then, Files, system.System):
     def vm_diff(self, name, **declared):
         """As it will be; raises Waits for what cannot be told yet."""
         try:
@@ -142,6 +142,21 @@ class _Local(_Then, system.System):
             if self.find_vm(name) is None:
                 self.registry().unused("qid")
             raise
+        except StoragePoolException as err:
+            path = declared.get("root_copy_from")
+            if err.waits_for == [("file", path)] and self.brings(path):
+                raise Waits(f"VM {name} waits for {path}") from err
+            raise
+
+    def pool_diff(self, name, *given, **config):
+        """As it will be; raises Waits for what cannot be told yet."""
+        changes = super().pool_diff(name, *given, **config)
+        self.check_purged(name, changes)
+        return changes
+
+    def list_pools_now(self):
+        """``{name: {option: value}}`` of storage.conf, as it is."""
+        return super().sections()
 
     def sections(self):
         """``{pool: {option: value}}`` of storage.conf, as it will be."""

@@ -57,7 +57,42 @@ class Run:
 
     def vms(self):
         """The names of the VMs that will be there."""
-        return {name for name, function, _ in self.of("VM") if function == "present"}
+        last = {name: function for name, function, _ in self.of("VM")}
+        return {name for name, function in last.items() if function == "present"}
+
+    def goes(self, name):
+        """The tag of the state that removes a VM, if none makes it again."""
+        found = self.of("VM", name)
+        return found[-1][2] if found and found[-1][1] == "absent" else None
+
+    def is_after(self, tag, other):
+        """Whether one state comes after another."""
+        order = list(self._returns)
+        return order.index(tag) > order.index(other)
+
+    def changed(self, tag):
+        """The changes of one state, ``{}`` where it waits itself."""
+        return self._returns[tag]["changes"]
+
+    def changes(self, name):
+        """What of a VM they change, by name; what waits itself may change anything."""
+        return {key for *_, tag in self.of("VM", name) for key in self.changed(tag) or ("any",)}
+
+    def taken(self):
+        """``[(VM, path, tag)]`` of the files that become images of VMs, and go."""
+        found = [(name, self.given(tag), tag) for name, _, tag in self.of("VM")]
+        return [
+            (name, str(given["root_move_from"]), tag)
+            for name, given, tag in found
+            if given.get("root_move_from")
+        ]
+
+    def purges(self):
+        """``[(pool, function, tag)]`` of those that remove a pool with its directories."""
+        return [each for each in self.of("pool") if each[1] == "absent" and self._purge(each[2])]
+
+    def _purge(self, tag):
+        return "directories" in self.changed(tag) or self.given(tag).get("purge")
 
     def leaves(self, name, key, used):
         """Whether a VM goes, or has another ``key`` than ``used`` then."""
@@ -69,16 +104,22 @@ class Run:
     def comes(self, name, key, used):
         """Whether the ``key`` of a VM becomes ``used``; a copy does not use its template."""
         is_copy = key == "template" and not KLASSES[self.klass(name)].based_on
-        return not is_copy and self._told(name, key) == used
+        return not is_copy and self.told(name, key) == used
 
     def klass(self, name):
         """The class of a VM that they make."""
-        return self._told(name, "klass") or "AppVM"
+        return self.told(name, "klass") or "AppVM"
 
-    def _told(self, name, key):
-        tag = self.of("VM", name)[0][2]
-        changes = self._returns[tag]["changes"]
-        return changes.get(key, {}).get("new") if changes else self.given(tag).get(key)
+    def told(self, name, key):
+        """What is told of the ``key`` that a VM gets, or None."""
+        for _, function, tag in reversed(self.of("VM", name)):
+            if function == "absent":
+                return None
+            changes = self.changed(tag)
+            value = changes.get(key, {}).get("new") if changes else self.given(tag).get(key)
+            if value is not None:
+                return value
+        return None
 
     @functools.cached_property
     def pools(self):

@@ -24,6 +24,22 @@ def there(states):
 
 
 @pytest.fixture
+def refused_before(run, root):
+    """``refused_before(*states)``: why the last one is refused, in test mode as in the run."""
+
+    def call(*declared):
+        before = snapshot(root)
+        told, done = run(*declared, test=True), run(*declared)
+        assert snapshot(root) != before
+        name = declared[-1][1]
+        assert (told[name]["result"], told[name]["changes"]) == (False, {}), told[name]
+        assert (done[name]["result"], done[name]["changes"]) == (False, {}), done[name]
+        return told[name]["comment"]
+
+    return call
+
+
+@pytest.fixture
 def foretold(run, root):
     """``foretold(*states)``: call them in all ways; what test mode said, ``{name: comment}``."""
 
@@ -361,6 +377,156 @@ def test_a_clone_of_what_goes_before_is_refused(run, there):
     )
     assert run(*declared, test=True)["copy"]["result"] is False
     assert run(*declared)["copy"]["result"] is False
+
+
+STANDALONE = {"klass": "StandaloneVM"}
+ROOT = "var/lib/qubes/appvms/alone/root.img"
+GONE = ("qubes_vm.absent", "t2", PURGE)
+
+
+@pytest.mark.parametrize("klass", ["AppVM", "StandaloneVM"])
+def test_what_is_made_of_a_template_waits_for_its_images_to_grow(foretold, modules, there, klass):
+    new = {"klass": klass, "template": "t2", "volumes": {"private": "3GiB"}}
+    told = foretold(
+        ("qubes_vm.present", "t2", {"label": "blue", "volumes": {"private": "5GiB"}}),
+        ("qubes_vm.present", "t", {"label": "blue"}),
+        ("qubes_vm.present", "new", new),
+        ("qubes_vm.present", "other", {**new, "template": "t"}),
+        ("qubes_vm.present", "work", {"template": "t2"}),
+    )
+    assert told["new"] == "VM new waits for template t2"
+    assert told["other"] == "VM other would be created"
+    assert told["work"] == "VM work would be set"
+    assert modules.qubes_vm.info("new")["volumes"]["private"]["size"] == 5 * 1024**3
+
+
+@pytest.mark.parametrize(
+    ("name", "declared"),
+    [
+        ("new", {"template": "t2"}),
+        ("new", {"template": "t2", **STANDALONE}),
+        ("new", {"template": "t2", "pool": "c"}),
+        ("work", {"template": "t2"}),
+    ],
+)
+def test_what_needs_a_template_that_goes_before_is_refused(refused_before, there, name, declared):
+    pool = ("qubes_pool.present", "c", {"dir_path": "/opt/c"})
+    said = refused_before(GONE, pool, ("qubes_vm.present", name, declared))
+    assert f"VM {name}: " in said
+    assert "t2 is removed before; " in said
+
+
+def test_who_needs_the_default_template_that_goes_before_waits_for_another(foretold, states, there):
+    states.qubes_vm.present("work", template="t2")
+    new, other = ("qubes_vm.present", "new", {}), ("qubes_vm.present", "other", {"label": "blue"})
+    told = foretold(
+        ("qubes_vm.absent", "t", PURGE), ("qubes_vm.present", "t3", {"klass": "TemplateVM"}), new
+    )
+    assert told["new"] == "VM new waits for a default template"
+    assert foretold(other)["other"] == "VM other would be created"
+
+
+def test_who_needs_the_default_template_that_goes_before_is_refused(refused_before, states, there):
+    states.qubes_vm.present("work", template="t2")
+    made = ("qubes_vm.present", "t3", {"klass": "TemplateVM"})
+    said = refused_before(made, ("qubes_vm.absent", "t", PURGE), ("qubes_vm.present", "new", {}))
+    assert said == "VM new: its template t is removed before; declare another"
+
+
+def test_a_copy_of_a_vms_image_waits_for_it(foretold, states, modules, root, there):
+    states.qubes_vm.present("alone", **STANDALONE)
+    states.qubes_vm.present("still", **STANDALONE)
+    path = root / ROOT
+    size = {"volumes": {"root": "12GiB"}}
+    copy = {**STANDALONE, "root_copy_from": str(path), **size}
+    still = {**copy, "root_copy_from": str(path).replace("alone", "still")}
+    fresh = {**copy, "root_copy_from": str(path).replace("alone", "fresh")}
+    moved = {**copy, "root_copy_from": str(root / "opt/b/appvms/mover/root.img")}
+    states.qubes_vm.present("mover", **STANDALONE)
+    told = foretold(
+        ("qubes_vm.present", "alone", {"volumes": {"root": "15GiB"}}),
+        ("qubes_vm.present", "still", {"label": "blue"}),
+        ("qubes_vm.present", "fresh", STANDALONE),
+        ("qubes_vm.present", "mover", {"pool": "b", "migrate": True}),
+        ("qubes_vm.present", "copy", copy),
+        ("qubes_vm.present", "stills", still),
+        ("qubes_vm.present", "freshs", fresh),
+        ("qubes_vm.present", "movers", moved),
+    )
+    assert told["copy"] == "VM copy waits for VM alone"
+    assert told["stills"] == "VM stills would be created"
+    assert told["freshs"] == f"VM freshs waits for {fresh['root_copy_from']}"
+    assert told["movers"] == f"VM movers waits for {moved['root_copy_from']}"
+    assert modules.qubes_vm.info("copy")["volumes"]["root"]["size"] == 15 * 1024**3
+
+
+@pytest.mark.parametrize("word", ["root_copy_from", "root_move_from"])
+@pytest.mark.parametrize("pool", ["a", "c"])
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        (("qubes_vm.absent", "alone", PURGE), "which is removed before"),
+        (
+            ("qubes_vm.present", "alone", {"pool": "b", "migrate": True}),
+            "which moves to another pool before",
+        ),
+    ],
+)
+def test_an_image_of_a_vm_that_leaves_before_is_refused(
+    refused_before, states, root, there, before, why, word, pool
+):
+    states.qubes_vm.present("alone", **STANDALONE)
+    copy = {**STANDALONE, word: str(root / ROOT), "pool": pool}
+    made = ("qubes_pool.present", "c", {"dir_path": "/opt/c"})
+    said = refused_before(before, made, ("qubes_vm.present", "copy", copy))
+    if word == "root_copy_from":
+        assert said == f"VM copy: {word} {root / ROOT} is a file of VM alone, {why}; name an image"
+
+
+def test_a_file_that_a_vm_takes_is_not_there_for_another(refused_before, foretold, tmp_path, there):
+    disk = tmp_path / "disk.raw"
+    disk.write_text("BOOT")
+    declared = (
+        ("qubes_vm.present", "one", {"klass": "HVM", "root_move_from": str(disk)}),
+        ("qubes_vm.present", "two", {"klass": "HVM", "root_copy_from": str(disk)}),
+    )
+    said = refused_before(*declared)
+    assert said == f"VM two: root_copy_from {disk} is taken by VM one before; name an image"
+    disk.write_text("BOOT")
+    assert foretold(*declared)["two"] == "VM two would be created"
+
+
+def test_a_file_that_is_not_there_is_not_waited_for_with_a_pool(refused_before, tmp_path, there):
+    disk = str(tmp_path / "disk.raw")
+    said = refused_before(
+        ("qubes_pool.present", "c", {"dir_path": "/opt/c"}),
+        ("qubes_vm.present", "new", {"klass": "HVM", "root_copy_from": disk, "pool": "c"}),
+    )
+    assert said == f"VM new: root_copy_from {disk}: No such file or directory; name an image"
+
+
+def test_a_pool_waits_for_the_directory_that_goes_with_another(foretold, refused_before, there):
+    told = foretold(
+        ("qubes_pool.absent", "b", PURGE),
+        ("qubes_pool.present", "c", {"dir_path": "/opt/b"}),
+    )
+    assert told["c"] == "Pool c would be added"
+    told = foretold(
+        ("qubes_pool.present", "d", {"dir_path": "/opt/d"}),
+    )
+    told = foretold(
+        ("qubes_pool.absent", "c", PURGE),
+        ("qubes_pool.present", "d", {"dir_path": "/opt/b"}),
+        ("qubes_vm.present", "new", {"pool": "d"}),
+    )
+    assert told["d"] == "Pool d waits for pool c to leave /opt/b"
+    assert told["new"] == "VM new would be created"
+    said = refused_before(
+        ("qubes_vm.absent", "new", PURGE),
+        ("qubes_pool.absent", "d", PURGE),
+        ("qubes_pool.present", "e", {"dir_path": "/opt/b/e"}),
+    )
+    assert "parent is never made in silence" in said
 
 
 def test_what_a_vm_waits_for_is_called_what_it_is(foretold, there):

@@ -89,6 +89,18 @@ def test_a_clone_waits_for_what_the_run_changes_and_for_the_templates_of_the_run
             there.vm_diff("app", **declared)
 
 
+def test_what_is_made_of_a_template_that_the_run_changes_waits_and_is_refused_if_it_goes(after):
+    grown = ("qubes_vm.present fedora", {}, made(volumes={"root": "30GiB"}))
+    with pytest.raises(Waits, match="^VM app waits for template fedora$"):
+        after(grown).vm_diff("app", template="fedora")
+    labelled = ("qubes_vm.present fedora", {}, made(label="blue"))
+    assert "created" in after(labelled).vm_diff("app", template="fedora")
+    gone = ("qubes_vm.absent fedora", {"purge": True}, {"removed": {"old": "fedora", "new": None}})
+    with pytest.raises(StoragePoolException, match="its template fedora is removed before") as err:
+        after(gone).vm_diff("app", template="fedora")
+    assert not isinstance(err.value, Waits)
+
+
 def test_a_state_on_its_own_may_wait_for_any_pool_or_vm_but_for_no_directory(after):
     there = after()
     for verb in (
