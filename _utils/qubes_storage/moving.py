@@ -14,7 +14,8 @@ from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.plan import Plan
 from qubes_storage.pool import in_force
-from qubes_storage.values import check_vm_name
+from qubes_storage.registry import PATH
+from qubes_storage.values import check_vm_name, normalise
 from qubes_storage.vm import SUBDIRS
 
 
@@ -69,6 +70,8 @@ class Moving:
         self._check_images(vm, pool, left)
         self._check_all_halted(vm)
         build.check_vacant(pool, renamed)
+        if not mending.unfinished(pool, vm):
+            self._rules_elsewhere(vm)
         changes = {"name": {"old": name, "new": new_name}}
         if left:
             changes["unfinished"] = {"old": left, "new": None}
@@ -118,6 +121,7 @@ class Moving:
         if not mending.unfinished(source, vm):  # else its files may lie in two places, till then
             with self._writing(vm, source):
                 transfer.check(transfer.Take(source, vm), target)
+            self._rules_elsewhere(vm)
 
     @staticmethod
     def _links(source, target):
@@ -179,10 +183,11 @@ class Moving:
         with self._writing(vm, self.pool_of(vm)) as fd:
             if not path.startswith("/") or files.exists(fd, "firewall.xml"):
                 return {}
-        place, filename = os.path.split(path)
+        place, filename = os.path.split(normalise("dir_path", path))
         place, name = os.path.split(place)
         top, subdir = os.path.split(place)
         tops = [in_force(n, config).get("dir_path") for n, config in self.sections().items()]
+        tops.append(os.path.dirname(PATH))  # where R3.2 has them, whether a pool is there or not
         if filename != "firewall.xml" or subdir not in SUBDIRS or not _is_in(top, tops):
             raise StoragePoolException(
                 f"VM {vm.name}: firewall_conf {path} lies in no VM's directory; copy it to"
@@ -201,4 +206,4 @@ class Moving:
 
 
 def _is_in(path, paths):
-    return any(each and os.path.normpath(each) == path for each in paths)
+    return any(each and normalise("dir_path", each) == path for each in paths)

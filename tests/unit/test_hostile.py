@@ -141,12 +141,16 @@ def test_rules_are_read_from_vms_directories_alone(machine, path):
     machine.elements = [(e.tag, dict(e.attrs)) for e in machine.entries().values()]
     machine.elements[-1][1]["firewall_conf"] = path
     machine.write_registry()
+    before = machine.tree()
     for call in (
         lambda: system.clone_vm("work", "play"),
+        lambda: system.vm_diff("work", pool="foo", migrate=True),
         lambda: system.migrate_vm("work", "foo"),
+        lambda: system.rename_vm("work", "play"),
     ):
         with pytest.raises(StoragePoolException, match="firewall_conf .* copy it to"):
             call()
+    assert machine.tree() == before
 
 
 @pytest.mark.parametrize("name", ["../../mnt/precious", "/mnt/precious", "..", "a/../../b"])

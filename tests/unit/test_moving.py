@@ -202,6 +202,32 @@ def test_rules_of_the_firewall_come_into_the_directory_from_wherever_r32_has_the
         assert attrs(machine, name)["firewall_conf"] == "firewall.xml"
 
 
+@pytest.mark.parametrize("place", [f"{LIB}/appvms", "/mnt//foo/./appvms", f"/{LIB}/appvms"])
+@pytest.mark.parametrize("verb", ["migrate", "rename", "clone"])
+def test_rules_are_found_where_r32_has_them_whether_a_pool_is_there_or_not(scratch, place, verb):
+    conf = CONF.replace("driver=xen\n", "driver=xen\ndir_path=/data/qubes\n", 1)
+    machine = scratch(conf, template=False)
+    machine.add_pools()
+    machine.connect().create_vm("work", klass="StandaloneVM", pool="foo")
+    machine.elements = [(e.tag, dict(e.attrs)) for e in machine.entries().values()]
+    machine.elements[-1][1]["firewall_conf"] = f"{place}/work/firewall.xml"
+    machine.write_registry()
+    machine.mkdir(f"{place}/work")
+    machine.write(f"{place}/work/firewall.xml", b"<mine/>")
+    system = machine.connect()
+    if verb == "migrate":
+        assert system.vm_diff("work", pool="default", migrate=True) == system.migrate_vm(
+            "work", "default"
+        )
+    elif verb == "rename":
+        system.rename_vm("work", "play")
+    else:
+        system.clone_vm("work", "play")
+    name = "work" if verb == "migrate" else "play"
+    vmdir = machine.path(system.vm_info(name)["dir_path"])
+    assert (vmdir / "firewall.xml").read_bytes() == b"<mine/>"
+
+
 def test_a_vm_is_renamed_with_its_directory_and_those_who_run_on_it_follow(machine):
     system = machine.connect()
     before = content(machine, HOME["default"])
