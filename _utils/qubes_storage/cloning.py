@@ -5,6 +5,7 @@ import os
 from qubes_storage import build, files, image, transfer
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.plan import Image, Outside, Plan
+from qubes_storage.planning import whole_sectors
 from qubes_storage.values import check_vm_name
 from qubes_storage.vm import IMAGES, VM
 
@@ -158,7 +159,7 @@ class Cloning:
             )
         if moved:
             self._check_is_nobodys(vm, path, found)
-        size = max(found.st_size, size)
+        size = whole_sectors(max(found.st_size, size))
         outside = Outside(real, moved)
         for wanted in plan.images:
             if wanted.filename == IMAGES["root"]:

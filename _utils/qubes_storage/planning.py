@@ -50,8 +50,13 @@ def check_volumes(name, volumes):
                 )
         if options.get("size") is not None:
             size = parse_size(options["size"], f"VM {name}: volume {volume}")
-            sizes[volume] = min(size + -size % _SECTOR, 2**63 - _SECTOR)  # a file holds no more
+            sizes[volume] = whole_sectors(size)
     return sizes
+
+
+def whole_sectors(size):
+    """A size in bytes as a disk has it."""
+    return min(size + -size % _SECTOR, 2**63 - _SECTOR)  # a file holds no more
 
 
 class Planning:

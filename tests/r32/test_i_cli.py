@@ -176,6 +176,8 @@ def outcome(case):
         made[entry["path"]] = {key: entry[key] for key in keys}
         if entry["type"] != "link":
             made[entry["path"]]["mode"] = ours["modes"][entry["type"]]
+        if entry["path"] in ours.get("sizes", ()):
+            made[entry["path"]]["size"] = ours["sizes"][entry["path"]]
     rows = {}
     for key in ("vms_added", "vms_removed"):
         rows[key] = [row for row in found[key] if row[2] not in OTHER_TEMPLATES]

@@ -248,6 +248,22 @@ def test_a_root_image_that_cannot_be_one_is_refused(machine, disk, tmp_path):
     refused(machine, call, "declare klass: StandaloneVM")
 
 
+@pytest.mark.parametrize("word", ["root_copy_from", "root_move_from"])
+@pytest.mark.parametrize(("size", "declared", "made"), [(1000, None, 1024), (1000, 513, 1024)])
+def test_a_root_image_that_is_brought_in_becomes_whole_sectors(
+    machine, disk, word, size, declared, made
+):
+    os.truncate(disk, size)
+    system = machine.connect()
+    given = {"klass": "HVM", word: str(disk), "volumes": {"root": declared}}
+    changes = system.vm_diff("new", **given)
+    assert changes.get("volumes") == (declared and {"old": None, "new": {"root": made}})
+    assert system.create_vm("new", **given) == changes
+    assert system.vm_info("new")["volumes"]["root"]["size"] == made
+    assert system.verify_vm("new") == []
+    assert system.vm_diff("new", **given) == {}
+
+
 @pytest.mark.parametrize("owner", ["work", "fedora-23", "elsewhere"])
 @pytest.mark.parametrize("name", ["itself", "a link to it", "another name of it"])
 def test_an_image_of_a_vm_is_not_taken_from_it(machine, owner, name):
