@@ -2,9 +2,9 @@
 
 import os
 
-from qubes_storage import build, files, image
+from qubes_storage import build, files, image, mounts, owning
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
-from qubes_storage.plan import Image, Plan, Source
+from qubes_storage.plan import Image, Outside, Plan, Source
 from qubes_storage.values import check_vm_name, parse_size
 from qubes_storage.vm import (
     IMAGES,
@@ -293,13 +293,24 @@ class Planning:
             )
 
     def _needed(self, plan):
-        """How many bytes the copies of a plan take, 0 where their blocks are shared."""
+        """How many bytes the copies of a plan take, 0 for what shares blocks or is linked."""
         needed = 0
         with files.closing(plan.pool.open()) as fd:
             here = image.device(fd) if image.shares_blocks(fd) else None
         for wanted in plan.images:
             if wanted.source:
                 with wanted.source.opened() as source:
-                    if image.device(source) != here:
+                    if image.device(source) != here and not _is_linked(plan, wanted, source):
                         needed += os.fstat(source).st_blocks * 512
         return needed
+
+
+def _is_linked(plan, wanted, source):
+    """Whether an image becomes a link of a file of the caller's, which then goes."""
+    if not isinstance(wanted.source, Outside) or not wanted.source.moved:
+        return False
+    found = os.fstat(source)
+    with files.closing(plan.pool.open_subdir(plan.vm.klass.subdir)) as fd:
+        near = mounts.mount_of(source) == mounts.mount_of(fd)
+    whole = found.st_nlink == 1 and found.st_size >= wanted.size
+    return near and whole and owning.is_roots(source)

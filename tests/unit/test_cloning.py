@@ -11,6 +11,7 @@ from qubes_storage.exc import InvalidInput, StoragePoolException
 
 from tests.r32.machine import GIB, LIB, element
 from tests.unit.test_build import kill_at, steps
+from tests.unit.test_image import mount
 from tests.unit.test_moving import CONF, MIB, refused
 
 VMDIR = f"{LIB}/appvms/work"
@@ -262,6 +263,29 @@ def test_a_root_image_that_is_brought_in_becomes_whole_sectors(
     assert system.vm_info("new")["volumes"]["root"]["size"] == made
     assert system.verify_vm("new") == []
     assert system.vm_diff("new", **given) == {}
+
+
+def test_a_root_image_that_is_linked_needs_no_space(machine):
+    place = machine.mkdir("/mnt/ssd")
+    mount("ext4", place, 64 * MIB)
+    try:
+        system = machine.connect()
+        system.add_pool("ssd", dir_path="/mnt/ssd/q")
+        disk = place / "disk.raw"
+        disk.write_bytes(b"BOOT".ljust(40 * MIB, b"."))
+        disk.chmod(0o600)
+        given = {"klass": "HVM", "pool": "ssd"}
+        for declared in (
+            {"root_copy_from": str(disk)},
+            {"root_move_from": str(disk), "volumes": {"root": "50MiB"}},  # which is copied
+        ):
+            call = lambda: system.create_vm("new", **given, **declared)  # noqa: B023, E731
+            refused(machine, call, "40.0 MiB are needed")
+        changes = system.vm_diff("new", **given, root_move_from=str(disk))
+        assert system.create_vm("new", **given, root_move_from=str(disk)) == changes
+        assert not disk.exists()
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.mark.parametrize("owner", ["work", "fedora-23", "elsewhere"])
