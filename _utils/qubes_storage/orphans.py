@@ -7,7 +7,7 @@ from qubes_storage import files, trees
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.pool import Pool
-from qubes_storage.vm import SUBDIRS, VM
+from qubes_storage.vm import KLASSES, SUBDIRS, VM
 
 
 class Orphans:
@@ -27,6 +27,7 @@ class Orphans:
         vms = [vm for vm in vms if vm.klass.name != "AdminVM"]
         pools = self._pools()
         others = [vm for vm in map(VM.stranger, registry.entries) if vm]
+        others.append(VM("dom0", KLASSES["AdminVM"]))  # R3.2 keeps its icon and rules there
         owned = {(self._place_of(vm), vm.dirname) for vm in vms + others}
         for pool in pools.values():
             found += self._unowned(pool, owned)

@@ -212,7 +212,8 @@ class Planning:
     def default_template(self, name):
         """The name of the template that VM ``name`` gets where it says none."""
         registry = self.registry()
-        entry = registry.by_qid.get(registry.get("default_template"))
+        qid = registry.get("default_template")
+        entry = registry.by_qid.get(qid) if qid else None  # one without a qid is nobody's
         if entry is None:
             raise StoragePoolException(
                 f"VM {name}: no template is declared and the system has no default one; declare"

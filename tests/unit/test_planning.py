@@ -91,6 +91,14 @@ def test_without_a_default_template_one_is_to_be_declared(scratch):
     assert err.waits_for == [("VM", None)]
 
 
+def test_an_element_without_a_qid_is_no_default_template(scratch):
+    machine = scratch(template=False)
+    machine.elements.append(("QubesTemplateVm", {"name": "broken"}))
+    machine.write_registry()
+    call = lambda: machine.connect().create_vm("work")  # noqa: E731
+    refused(machine, call, "no template is declared and the system has no default one")
+
+
 def test_a_kernel_that_is_not_there_is_named_file_by_file(machine):
     machine.path(f"{LIB}/vm-kernels/{KERNEL}").rename(machine.path("/mnt/kernel"))
     system = machine.connect()
