@@ -10,7 +10,7 @@ import copy
 import os
 
 from qubes_storage import build, files, guards, image, markers, mending, transfer, trees
-from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.plan import Plan
 from qubes_storage.pool import in_force
@@ -118,10 +118,31 @@ class Moving:
         self.check_growth(target, self._to_copy(vm, source, target, keep))
         self._check_new_vm(moved)
         build.check_vacant(target, moved)
+        self._check_no_copy(target, moved, source)
         if not mending.unfinished(source, vm):  # else its files may lie in two places, till then
             with self._writing(vm, source):
                 transfer.check(transfer.Take(source, vm), target)
             self._rules_elsewhere(vm)
+
+    def _check_no_copy(self, target, moved, source):
+        """Refuse a place where an old copy is, marked as one that goes, that no marker lets go."""
+        place, name = target.vmdir(moved), moved.dirname
+        with files.closing(target.open_subdir(moved.klass.subdir)) as fd:
+            if not files.exists(fd, name) or files.exists(fd, markers.creating(name)):
+                return  # what is being made there is undone
+            inode = image.identity(fd, name)
+        with files.closing(source.open_subdir(moved.klass.subdir)) as fd:
+            try:
+                with markers.opened(fd, name) as marker:
+                    origin = markers.Origin.read(marker)
+            except OSError:
+                origin = None
+        its = origin and not origin.keep and origin.inode == inode
+        if not its or not markers.same_path(origin.path, place):
+            raise OutOfStep(
+                f"VM {moved.name}: {place} is there, an old copy that a move has left; move it"
+                " away, or delete it"
+            )
 
     @staticmethod
     def _links(source, target):

@@ -8,6 +8,7 @@ import pytest
 from qubes_storage.exc import StoragePoolException
 
 from tests.r32.machine import GID, LIB, USER
+from tests.unit.test_build import kill_at, steps
 from tests.unit.test_files import as_user
 from tests.unit.test_image import mount
 from tests.unit.test_moving import content
@@ -192,6 +193,38 @@ def test_the_mark_of_a_move_to_a_disk_that_is_away_goes(machine):
     machine.path(f"{LIB}/appvms/.work.moving").symlink_to("/mnt/away/appvms/work")
     assert "unfinished" in machine.connect().set_vm("work")
     holds(machine, OLD)
+
+
+def test_an_old_copy_that_no_run_finishes_is_told_beforehand(machine):
+    """The disk was away when the move was finished, and then came back with its mark."""
+    system = machine.connect()
+    system.migrate_vm("work", "foo", keep=True)
+    machine.path(f"{LIB}/appvms/.work.moving").symlink_to(NEW)
+    before = machine.tree()
+    for verb in (system.vm_diff, system.set_vm):
+        with pytest.raises(StoragePoolException, match=f"{OLD} is there, an old copy .*; move it"):
+            verb("work", pool="default", migrate=True)
+    assert machine.tree() == before
+    machine.path(OLD).rename(machine.path("/mnt/old"))
+    changes = system.vm_diff("work", pool="default", migrate=True)
+    assert system.set_vm("work", pool="default", migrate=True) == changes
+    holds(machine, OLD)
+
+
+def test_a_vm_moves_back_wherever_its_move_died(scratch):
+    for number in steps(2):
+        machine = scratch(CONF)
+        machine.add_pools()
+        machine.connect().create_vm("work", klass="StandaloneVM")
+        machine.path(f"{OLD}/private.img").write_bytes(b"data".ljust(512))
+        through = kill_at(number, lambda: machine.connect().migrate_vm("work", "foo"))  # noqa: B023
+        system = machine.connect()
+        back = {"pool": "default", "migrate": True}
+        changes = system.vm_diff("work", **back)
+        assert system.set_vm("work", **back) == changes
+        holds(machine, OLD)
+        if through:
+            break
 
 
 def test_an_old_place_whose_disk_goes_meanwhile_goes_all_the_same(machine):
