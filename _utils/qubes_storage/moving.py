@@ -69,6 +69,7 @@ class Moving:
         left = mending.unfinished(pool, vm) + self._all_left(new_name)
         self._check_images(vm, pool, left)
         self._check_all_halted(vm)
+        self._check_writable(vm, pool)
         build.check_vacant(pool, renamed)
         if not mending.unfinished(pool, vm):
             self._rules_elsewhere(vm)
@@ -107,6 +108,16 @@ class Moving:
                 if volumes is None or volume in volumes:
                     self._check_halted(vm, fd, filename)
 
+    @staticmethod
+    def _check_writable(vm, pool):
+        """Refuse to move a VM away from where nothing can be marked as moving."""
+        with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
+            if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+                raise StoragePoolException(
+                    f"VM {vm.name}: {pool.vmdir(vm)} is on a disk that is mounted read-only, which"
+                    " nothing can leave; mount it writable, or clone the VM"
+                )
+
     def check_move(self, vm, pool, keep):
         """Refuse to move a VM to another pool where it cannot be done; ``keep`` copies it."""
         self._check_own_directory(vm)
@@ -115,6 +126,7 @@ class Moving:
         moved.pool = pool
         source, target = self.pool_of(vm), self.pool_of(moved)
         self._check_all_halted(vm)
+        self._check_writable(vm, source)
         self.check_growth(target, self._to_copy(vm, source, target, keep))
         self._check_new_vm(moved)
         build.check_vacant(target, moved)

@@ -227,6 +227,28 @@ def test_a_vm_moves_back_wherever_its_move_died(scratch):
             break
 
 
+@root_only
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_disk_that_is_mounted_read_only_is_told_beforehand(machine, keep):
+    system, place = machine.connect(), machine.mkdir("/mnt/ro")
+    mount("tmpfs", place)
+    try:
+        system.add_pool("ro", dir_path="/mnt/ro/q")
+        system.migrate_vm("work", "ro")
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        match = "VM work: /mnt/ro/q/appvms/work is on a disk that is mounted read-only, .*; mount"
+        for call in (
+            lambda: system.vm_diff("work", pool="foo", migrate=True),
+            lambda: system.migrate_vm("work", "foo", keep),
+            lambda: system.rename_vm("work", "play"),
+        ):
+            with pytest.raises(StoragePoolException, match=match):
+                call()
+        system.clone_vm("work", "play", "foo")
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 def test_an_old_place_whose_disk_goes_meanwhile_goes_all_the_same(machine):
     system, away = machine.connect(), machine.path("/mnt/away")
     system.migrate_vm("work", "foo")
