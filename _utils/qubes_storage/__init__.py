@@ -13,7 +13,14 @@ from qubes_storage.exc import (  # noqa: E402
     NotSupported,
     StoragePoolException,
 )
-from qubes_storage.pool import Pool, defaults, dump, list_drivers, load, pool_class  # noqa: E402
+from qubes_storage.pool import (  # noqa: E402
+    Pool,
+    defaults,
+    list_drivers,
+    load,
+    pool_class,
+)
+from qubes_storage.r32 import dump, made_for  # noqa: E402
 from qubes_storage.system import connect  # noqa: E402
 
 __all__ = [
@@ -39,10 +46,13 @@ def get_pool(name, vm=None, root="/"):
     """
     The Pool of a name, as R3.2's ``get_pool``.
 
-    ``vm`` is there for those who call it as R3.2 did; a pool here is not made for one VM.
+    ``vm`` is there for those who call it as R3.2 did; a pool here is not made for one VM. A class
+    that is no Pool is made as R3.2 made it, if its first argument is ``vm``, and never called else.
     """
-    del vm
-    return connect(root, "local").get_pool(name)
+    system = connect(root, "local")
+    config = system.sections().get(name, {})
+    made = made_for(name, config, vm) if "class" in config else None
+    return system.get_pool(name) if made is None else made
 
 
 def pool_exists(name, root="/"):

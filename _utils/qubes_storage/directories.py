@@ -7,7 +7,7 @@ import stat
 
 from qubes_storage import files, owning
 from qubes_storage.exc import StoragePoolException
-from qubes_storage.pool import CONF, Pool
+from qubes_storage.pool import CONF
 from qubes_storage.vm import SUBDIRS
 
 
@@ -17,7 +17,7 @@ class Directories:
     @contextlib.contextmanager
     def _made(self, pool):
         """Make the directories of a pool; if its section is not written then, take them away."""
-        made = pool.missing() if isinstance(pool, Pool) else []
+        made = pool.missing() if pool else []
         stood = files.read(self.root, CONF)
         try:
             if made:
@@ -63,7 +63,7 @@ class Directories:
         try:
             pool = self.get_pool(name)
             fd = pool.open()
-        except (AttributeError, StoragePoolException):
+        except StoragePoolException:
             return []
         here = re.sub(r"(/\.?)+$", "", pool.dir_path)  # no directory is removed as "."
         with files.closing(fd):

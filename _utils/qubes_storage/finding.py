@@ -133,7 +133,7 @@ def load(string, pool=None):
     trust.check_module(module, who)
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as err:
+    except (Exception, SystemExit) as err:
         raise StoragePoolException(
             f"{who}class {string} cannot be imported: {type(err).__name__}: {err}; install it where"
             " this Python finds it"

@@ -12,7 +12,7 @@ import os
 from qubes_storage import system
 from qubes_storage.admin import AdminSystem
 from qubes_storage.exc import InvalidInput, StoragePoolException, Waits
-from qubes_storage.pool import Pool, make_pool, pick
+from qubes_storage.pool import make_pool, pick
 from qubes_storage.registry import MAX_ID, Entry
 from qubes_storage.salt_run import Run
 from qubes_storage.sources import Files, Sources
@@ -169,7 +169,7 @@ class _Local(_Then, Files, system.System):
             return super().get_pool(name)
         if {"driver", "class"} & set(config):  # else it waits itself
             pool = make_pool(name, config, self.root)
-            if not isinstance(pool, Pool) or not pool.missing():
+            if not pool.missing():
                 return pool
         raise StoragePoolException(f"pool {name}: is to be made", waits_for=[("pool", name)])
 

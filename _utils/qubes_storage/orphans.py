@@ -6,7 +6,6 @@ import os
 from qubes_storage import files, trees
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.looking import looking
-from qubes_storage.pool import Pool
 from qubes_storage.vm import KLASSES, SUBDIRS, VM
 
 
@@ -54,7 +53,7 @@ class Orphans:
         for name in self.sections():
             with contextlib.suppress(StoragePoolException):
                 found[name] = self.get_pool(name)
-        return {name: pool for name, pool in found.items() if isinstance(pool, Pool)}
+        return found
 
     def _unowned(self, pool, owned):
         found = []

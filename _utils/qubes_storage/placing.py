@@ -7,7 +7,7 @@ import stat
 from qubes_storage import files, guards, owning, registry
 from qubes_storage.directories import Directories, is_empty
 from qubes_storage.exc import OutOfStep, StoragePoolException
-from qubes_storage.pool import CONF, Pool, in_force, is_place
+from qubes_storage.pool import CONF, in_force, is_place
 from qubes_storage.values import shown
 from qubes_storage.vm import SUBDIRS, VM
 
@@ -47,7 +47,7 @@ class Placing(Directories):
 
     def _check_setup(self, pool, try_out=False):
         """Ask the driver of a pool whether its place will do."""
-        if not isinstance(pool, Pool):
+        if pool is None:
             return
         for path in (pool.dir_path, os.path.dirname(pool.dir_path.rstrip("/"))):
             try:

@@ -204,11 +204,6 @@ class Pool:
         return {"size": found.f_blocks * unit, "used": used, "free": found.f_bavail * unit}
 
 
-def dump(obj):
-    """The dotted path of an object's class, as R3.2's ``dump``."""
-    return obj.__module__ + "." + obj.__class__.__name__
-
-
 def pool_class(name, config):
     """The class of a pool from what its section says: ``class``, else ``driver``."""
     if "class" in config:
@@ -228,16 +223,53 @@ def in_force(name, config):
     return options
 
 
+def is_pool(klass):
+    """Whether what storage.conf names is a class of pools; nothing else is ever called."""
+    return isinstance(klass, type) and issubclass(klass, Pool)
+
+
 def make_pool(name, config, root="/"):
     """
     The pool of a section; raises :py:class:`StoragePoolException` that names what is wrong.
 
     An option nobody takes, one that is missing and one of the wrong type are named.
     """
+    klass, options = checked(name, config)
+    if not is_pool(klass):
+        raise NotSupported(
+            f"pool {name}: its {_word(config)} is no qubes_storage.Pool, so it can hold no VM here;"
+            " derive it from qubes_storage.Pool"
+        )
+    try:
+        pool = klass(name, **options)
+    except StoragePoolException:
+        raise
+    except (Exception, SystemExit) as err:
+        raise StoragePoolException(
+            f"pool {name}: {what_is(config)} refuses its options: {type(err).__name__}: {err}"
+        ) from err
+    if not is_place(pool.dir_path):
+        raise InvalidInput(
+            f"pool {name}: dir_path {pool.dir_path!r} is not an absolute path; write one such"
+            " as /mnt/ssd/qubes"
+        )
+    pool.root = root
+    return pool
+
+
+def declared_pool(name, config, root="/"):
+    """The same; None for a ``class`` that is no Pool, which can be declared and hold no VM."""
+    if "class" in config and not is_pool(checked(name, config)[0]):
+        return None
+    return make_pool(name, config, root)
+
+
+def checked(name, config):
+    """``(class, its options in their types)`` of a section."""
     klass = pool_class(name, config)
     options = in_force(name, config)
     types, anything, needed = schema(klass)
-    what = f"class {config['class']}" if "class" in config else f"driver {config['driver']}"
+    what = what_is(config)
     unknown = sorted(k for k in options if k not in types and not anything)
     if unknown:
         raise InvalidInput(
@@ -251,22 +283,16 @@ def make_pool(name, config, root="/"):
         k: normalise(k, v, types[k], f"pool {name}: {k}") if types.get(k) else v
         for k, v in options.items()
     }
-    try:
-        pool = klass(name, **typed)
-    except StoragePoolException:
-        raise
-    except Exception as err:
-        raise StoragePoolException(
-            f"pool {name}: {what} refuses its options: {type(err).__name__}: {err}"
-        ) from err
-    if isinstance(pool, Pool):
-        if not is_place(pool.dir_path):
-            raise InvalidInput(
-                f"pool {name}: dir_path {pool.dir_path!r} is not an absolute path; write one such"
-                " as /mnt/ssd/qubes"
-            )
-        pool.root = root
-    return pool
+    return klass, typed
+
+
+def _word(config):
+    return "class" if "class" in config else "driver"
+
+
+def what_is(config):
+    """What a section says that the pool is of, in words."""
+    return f"{_word(config)} {config[_word(config)]}"
 
 
 def is_place(path):

@@ -12,8 +12,9 @@ from qubes_storage.looking import looking
 from qubes_storage.placing import Placing, pool_of
 from qubes_storage.pool import (
     CONF,
-    Pool,
+    declared_pool,
     in_force,
+    is_pool,
     make_pool,
     pool_class,
     schema,
@@ -69,12 +70,12 @@ class Pools(Placing):
             "problems": [*foreign(name, config), *guards.check_values(name, self.guards(name))],
         }
         try:
-            pool = self.get_pool(name)
-            if not isinstance(pool, Pool):
+            if word in config and not is_pool(pool_class(name, config)):
                 found["problems"].append(
-                    f"class {config['class']} is no qubes_storage.Pool: it can hold no VM here"
+                    f"{word} {config[word]} is no qubes_storage.Pool: it can hold no VM here"
                 )
                 return found
+            pool = self.get_pool(name)
             self._check_place(name, pool)
             guards.check_mount(self.root, name, self.guards(name))
             found.update(pool.usage())
@@ -136,10 +137,10 @@ class Pools(Placing):
         for key in [k for k, v in declared.options.items() if v is None]:
             new.pop(key, None)
         changes, options = self._compare(name, old, new, declared)
-        pool = make_pool(name, new, self.root)
+        pool = declared_pool(name, new, self.root)
         self._check_edit(CONF, name, options)
         self._check_edit(guards.PATH, name, declared.guards)
-        if not isinstance(pool, Pool):
+        if pool is None:
             return self._with_guards(name, old, declared, changes), options
         moved = sorted(set(changes) & set(_PLACE))
         if old is not None and moved:
@@ -229,7 +230,7 @@ class Pools(Placing):
             changes, options = self._diff(name, declared, True)
             if not changes:
                 return changes
-            pool = make_pool(name, self._after(name, options), self.root)
+            pool = declared_pool(name, self._after(name, options), self.root)
             guarded = {k: v for k, v in declared.guards.items() if k in changes}
             if not exists:
                 stale = set(self.guards(name)) - set(guarded)

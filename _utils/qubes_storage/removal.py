@@ -6,7 +6,7 @@ import stat
 from qubes_storage import build, files, guards, image, mending, trees
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
-from qubes_storage.pool import Pool, is_place
+from qubes_storage.pool import is_place
 from qubes_storage.registry import Registry
 from qubes_storage.values import format_size, shown
 from qubes_storage.vm import VM
@@ -111,7 +111,7 @@ class Removal:
                 pool = self.get_pool(pool_name)
             except StoragePoolException:
                 continue
-            for klass in self.places() if isinstance(pool, Pool) else ():
+            for klass in self.places():
                 vm = VM(name, klass, pool=pool_name)
                 if there and (self._place_of(vm) == place or self._real(pool.vmdir(vm)) == home):
                     continue

@@ -57,7 +57,7 @@ class Report:
         try:
             with files.closing(self.get_pool(name).open()) as fd:
                 return mounts.filesystem(fd), image.shares_blocks(fd)
-        except (AttributeError, StoragePoolException):
+        except StoragePoolException:
             return None, None
 
     @staticmethod

@@ -7,10 +7,9 @@ import stat
 from qubes_storage import build, files, guards, image, mending, owning
 from qubes_storage.cloning import Cloning
 from qubes_storage.comparing import Comparing
-from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
+from qubes_storage.exc import AlreadyThere, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.planning import Planning, check_volumes
-from qubes_storage.pool import Pool
 from qubes_storage.registry import PATH
 from qubes_storage.values import format_size, parse_size
 from qubes_storage.vm import ICONS, IMAGES, VM, start_attrs
@@ -64,13 +63,7 @@ class VMs(Planning, Comparing, Cloning):
 
     def pool_of(self, vm):
         """The Pool that a VM lies in; raises for one that cannot hold VMs here."""
-        pool = self.get_pool(vm.pool)
-        if not isinstance(pool, Pool):
-            raise NotSupported(
-                f"pool {vm.pool}: its class is no qubes_storage.Pool, so it can hold no VM here;"
-                " derive it from qubes_storage.Pool"
-            )
-        return pool
+        return self.get_pool(vm.pool)
 
     @looking
     def vm_info(self, name):
