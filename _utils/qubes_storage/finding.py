@@ -22,10 +22,16 @@ _R32_CLASSES = {"qubes.storage.xen.XenStorage": "xen", "qubes.storage.xen.XenPoo
 
 
 def _in_files():
-    """``{name: path}`` of the drivers in ``qubes_storage/drivers``."""
+    """
+    ``{name: path}`` of the drivers in ``qubes_storage/drivers``. Only what Python imports from a
+    plain NAME.py is one: of a package, compiled or machine code nobody would look at the files.
+    """
     found = {}
     for module in pkgutil.iter_modules(drivers.__path__):
-        found[module.name] = os.path.join(module.module_finder.path, f"{module.name}.py")
+        path = os.path.join(module.module_finder.path, f"{module.name}.py")
+        spec = module.module_finder.find_spec(f"{drivers.__name__}.{module.name}")
+        if spec and spec.origin == path:
+            found[module.name] = path
     return found
 
 

@@ -1,5 +1,6 @@
 """Who may write storage.conf is not who may write any file that root then imports."""
 
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -312,3 +313,20 @@ def test_a_checkout_of_a_user_s_runs_as_root(copied):
     assert not any(copied().values())
     (copied.core / "drivers/mine.py").chmod(0o777)
     assert "chmod go-w" in copied()["mine"]
+
+
+def test_only_a_plain_file_is_a_driver(copied):
+    """What Python would import instead, or in no other form, is looked at by nobody."""
+    drivers = copied.core / "drivers"
+    source = (drivers / "mine.py").read_text()
+    (drivers / "pack").mkdir()
+    (drivers / "pack/__init__.py").write_text(source)
+    (drivers / "pack/__init__.py").chmod(0o666)
+    py_compile.compile(drivers / "mine.py", drivers / "byte.pyc")
+    (drivers / "byte.pyc").chmod(0o666)
+    for name in ("native", "xen"):  # one alone, one that Python takes before the file
+        (drivers / f"{name}{importlib.machinery.EXTENSION_SUFFIXES[0]}").touch()
+    (drivers / "mine").mkdir()
+    assert set(copied()) == {"btrfs", "file-reflink", "mine", "reflink"}
+    (drivers / "mine/__init__.py").touch()
+    assert set(copied()) == {"btrfs", "file-reflink", "reflink"}
