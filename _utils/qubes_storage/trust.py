@@ -2,11 +2,12 @@
 What may be imported: code in a file, below directories, that root alone may write.
 
 ``class = a.b.C`` in storage.conf runs code as root, and who may write storage.conf (group qubes)
-is not who may write any file that Python would find. A directory that others may write is safe
-where it is sticky and root's, as /tmp: they can add names to it, but not change those of others.
-Links on the way count as what they lead to does, and so do compiled files beside a source. The
-core's own directory is running already; a file in it has to be no more open than that. Run as
-another user, that user's own files are as good as root's.
+is not who may write any file that Python would find. A directory that others may write is safe to
+lie below where it is sticky and root's, as /tmp: they can add names to it, but not change those of
+others. The directory that holds the file itself is not safe so: there a name that is added may be
+what Python takes. Links on the way count as what they lead to does, and so do compiled files beside
+a source. The core's own directory is running already; a file in it has to be no more open than
+that. Run as another user, that user's own files are as good as root's.
 """
 
 import importlib.util
@@ -16,9 +17,17 @@ import sys
 
 from qubes_storage.exc import StoragePoolException
 
-_CORE = os.path.dirname(os.path.abspath(__file__))
 _ACCESS_LIST = "system.posix_acl_access"
 _MAX_LINKS = 40
+
+
+def _absolute(path):
+    """A path from / on as the system reads it: ``..`` behind a link is not what its text says."""
+    path = os.fspath(path)
+    return path if path.startswith("/") else os.path.join(os.getcwd(), path)
+
+
+_CORE = _absolute(os.path.dirname(__file__))
 
 
 def check_module(module, who=""):
@@ -53,12 +62,16 @@ def _find(name, path):
 def check_spec(spec, who):
     """Refuse what a finder of Python found, if others may write it."""
     places = list(spec.submodule_search_locations or ())
-    if spec.has_location:
-        places.append(spec.origin)
-        places.append(spec.cached)
+    files = [place for place in (spec.origin, spec.cached) if place and spec.has_location]
+    _check_places(places + files, files or places, who)  # some packages are found in no file
+
+
+def _check_places(places, names, who):
+    """Refuse some places, and what holds those of them that Python looks for by name."""
     for place in places:
-        if place:
-            check_path(_there(place), who)
+        check_path(_there(place), who)
+    for place in names:
+        check_path(_there(os.path.dirname(place)), who, True)
 
 
 def _there(path):
@@ -68,9 +81,13 @@ def _there(path):
     return path
 
 
-def check_path(path, who=""):
-    """Refuse a file or directory that others may write, or one above it, or a link on the way."""
-    todo = [part for part in reversed(os.path.abspath(path).split("/")) if part]
+def check_path(path, who="", holds=False):
+    """
+    Refuse a file or directory that others may write, or one above it, or a link on the way.
+
+    ``holds`` says that a name in that directory is imported: others may add none, sticky or not.
+    """
+    todo = _parts(_absolute(path))
     place, links = "/", 0
     _check(place, who)
     while todo:
@@ -86,31 +103,40 @@ def check_path(path, who=""):
                 raise StoragePoolException(f"{who}is not imported: {path}: too many links; mend it")
             target = os.readlink(place)
             place = "/" if target.startswith("/") else os.path.dirname(place)
-            todo += [part for part in reversed(target.split("/")) if part not in ("", ".")]
+            todo += _parts(target)
+    if holds:
+        _check(place, who, holds=True)
+
+
+def _parts(path):
+    """The names of a path, the last one first."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
 def check_driver(path, who=""):
     """Refuse the file of a driver: one in the core's directory that is more open than that."""
+    places = [path, importlib.util.cache_from_source(path)]
     if not path.startswith(_CORE + "/"):
-        check_path(path, who)
+        _check_places(places, places, who)
         return
     core = os.stat(_CORE)
-    for place in (path, importlib.util.cache_from_source(path)):
+    for place in places:
         for each in (os.path.dirname(place), place):
+            holds = each != place
             if os.path.lexists(each):
-                _check(each, who, core)
-        if os.path.islink(place):
-            check_path(place, who)
+                _check(each, who, core, holds)
+            if os.path.islink(each):
+                check_path(each, who, holds)
 
 
-def _check(place, who, core=None):
+def _check(place, who, core=None, holds=False):
     try:
         found = os.lstat(place)
     except OSError as err:
         raise StoragePoolException(
             f"{who}is not imported: {place}: {err.strerror}; mend it"
         ) from err
-    if _is_open(found, core) or _has_list(found, place):
+    if _is_open(found, core, holds) or _has_list(found, place):
         lists = f" and setfacl -b {place}" if _has_list(found, place) else ""
         raise StoragePoolException(
             f"{who}is not imported: others than root may write {place}; mend it with"
@@ -118,7 +144,7 @@ def _check(place, who, core=None):
         )
 
 
-def _is_open(found, core):
+def _is_open(found, core, holds):
     """Whether others may write a file of that stat; who may write the core may write it."""
     owners = {0, os.geteuid()} | ({core.st_uid} if core else set())
     if stat.S_ISLNK(found.st_mode):
@@ -131,7 +157,7 @@ def _is_open(found, core):
     if found.st_gid not in groups:
         shared |= found.st_mode & stat.S_IWGRP
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX and not found.st_uid
-    return found.st_uid not in owners or bool(shared and not sticky)
+    return found.st_uid not in owners or bool(shared and (holds or not sticky))
 
 
 def _has_list(found, place):

@@ -330,3 +330,18 @@ def test_only_a_plain_file_is_a_driver(copied):
     assert set(copied()) == {"btrfs", "file-reflink", "mine", "reflink"}
     (drivers / "mine/__init__.py").touch()
     assert set(copied()) == {"btrfs", "file-reflink", "reflink"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has directories of root's")
+def test_a_sticky_directory_of_drivers_is_as_open_as_any(copied):
+    drivers = copied.core / "drivers"
+    drivers.chmod(0o1777)
+    assert f"chmod go-w {drivers}" in copied()["mine"]
+    drivers.chmod(0o755)
+    elsewhere = copied.core.parent / "compiled"
+    elsewhere.mkdir()
+    elsewhere.chmod(0o1777)
+    (drivers / "__pycache__").symlink_to(elsewhere)
+    assert f"chmod go-w {elsewhere}" in copied()["mine"]
+    elsewhere.chmod(0o755)
+    assert not copied()["mine"]

@@ -95,3 +95,59 @@ def test_a_group_that_may_write_the_core_may_write_a_driver(core):
     driver.chmod(0o666)
     with pytest.raises(StoragePoolException, match="chmod go-w"):
         trust.check_driver(str(driver))
+
+
+def named(lib, monkeypatch, *names):
+    """Files of root's on Python's path, which can be looked for by their names."""
+    lib.mkdir(parents=True)
+    lib.chmod(0o755)
+    for name in names:
+        (lib / name).parent.mkdir(exist_ok=True)
+        (lib / name).touch()
+        (lib / name).chmod(0o644)
+    monkeypatch.syspath_prepend(str(lib))
+
+
+@root_only
+def test_a_sticky_directory_may_not_hold_the_file_itself(tmp_path, monkeypatch):
+    """Others can add what Python takes in its place: compiled, in machine code, a package."""
+    lib = tmp_path / "lib"
+    named(
+        lib, monkeypatch, "module_of_tests.py", "whole_of_tests/__init__.py", "bare_of_tests/m.py"
+    )
+    lib.chmod(0o1777)
+    trust.check_module("whole_of_tests")  # of a package, its own directory holds the file
+    for module in ("module_of_tests", "bare_of_tests.mine"):
+        with pytest.raises(StoragePoolException, match=f"chmod go-w {lib}$"):
+            trust.check_module(module)
+    with pytest.raises(StoragePoolException, match=f"chmod go-w {lib}$"):
+        trust.check_driver(str(lib / "module_of_tests.py"))
+    lib.chmod(0o755)
+    (lib / "__pycache__").mkdir()
+    (lib / "__pycache__").chmod(0o1777)
+    with pytest.raises(StoragePoolException, match=f"chmod go-w {lib}/__pycache__$"):
+        trust.check_module("module_of_tests")
+    (lib / "__pycache__").chmod(0o755)
+    for module in ("module_of_tests", "bare_of_tests.mine"):
+        trust.check_module(module)
+    trust.check_driver(str(lib / "module_of_tests.py"))
+
+
+def test_dots_behind_a_link_lead_to_what_is_looked_at(tmp_path, monkeypatch):
+    for name in ("safe", "open"):
+        (tmp_path / name / "x").mkdir(parents=True)
+        (tmp_path / name / "lib").mkdir()
+        (tmp_path / name / "lib/module_of_tests.py").touch(0o644)
+    (tmp_path / "safe/link").symlink_to(tmp_path / "open/x")
+    (tmp_path / "open/lib").chmod(0o777)
+    monkeypatch.syspath_prepend(str(tmp_path / "safe/link/../lib"))
+    with pytest.raises(StoragePoolException, match=f"chmod go-w {tmp_path}/open/lib$"):
+        trust.check_module("module_of_tests")
+
+
+def test_a_path_that_is_relative_is_looked_at_from_here(tmp_path, monkeypatch):
+    (tmp_path / "file").touch(0o644)
+    (tmp_path / "file").chmod(0o666)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoragePoolException, match=f"chmod go-w {tmp_path}/file$"):
+        trust.check_path("file")
