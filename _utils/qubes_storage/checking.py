@@ -6,6 +6,7 @@ import os
 import stat
 
 from qubes_storage import build, files, image, mending, owning, trees
+from qubes_storage.blame import of_driver
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.values import format_size
@@ -71,7 +72,15 @@ class Checking:
                     found.append(f"{path}: is a link, which is not followed; put the file there")
             elif name.removesuffix(".old") in IMAGES.values():
                 found += _wrong_image(path, there)
-        return [*found, *self._wrong_sizes(vm, place, sizes), *pool.verify(fd)]
+        return [*found, *self._wrong_sizes(vm, place, sizes), *self._verify_by(pool, fd)]
+
+    @staticmethod
+    def _verify_by(pool, fd):
+        try:
+            with of_driver(pool, "verify"):
+                return list(pool.verify(fd))
+        except StoragePoolException as err:
+            return [str(err)]
 
     @staticmethod
     def _wrong_sizes(vm, place, sizes):

@@ -6,6 +6,7 @@ import re
 import stat
 
 from qubes_storage import files, owning
+from qubes_storage.blame import of_driver
 from qubes_storage.exc import StoragePoolException
 from qubes_storage.pool import CONF
 from qubes_storage.vm import SUBDIRS
@@ -17,11 +18,15 @@ class Directories:
     @contextlib.contextmanager
     def _made(self, pool):
         """Make the directories of a pool; if its section is not written then, take them away."""
-        made = pool.missing() if pool else []
+        made = []
+        if pool:
+            with of_driver(pool, "missing"):
+                made = pool.missing()
         stood = files.read(self.root, CONF)
         try:
             if made:
-                pool.create()
+                with of_driver(pool, "create"):
+                    pool.create()
             yield
         except BaseException:
             if files.read(self.root, CONF) == stood:

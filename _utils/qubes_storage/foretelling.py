@@ -11,6 +11,7 @@ import os
 
 from qubes_storage import system
 from qubes_storage.admin import AdminSystem
+from qubes_storage.blame import of_driver
 from qubes_storage.exc import InvalidInput, StoragePoolException, Waits
 from qubes_storage.pool import make_pool, pick
 from qubes_storage.registry import MAX_ID, Entry
@@ -169,8 +170,9 @@ class _Local(_Then, Files, system.System):
             return super().get_pool(name)
         if {"driver", "class"} & set(config):  # else it waits itself
             pool = make_pool(name, config, self.root)
-            if not pool.missing():
-                return pool
+            with of_driver(pool, "missing"):
+                if not pool.missing():
+                    return pool
         raise StoragePoolException(f"pool {name}: is to be made", waits_for=[("pool", name)])
 
     def vms_in(self, pool):

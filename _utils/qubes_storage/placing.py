@@ -5,6 +5,7 @@ import os
 import stat
 
 from qubes_storage import files, guards, owning, registry
+from qubes_storage.blame import of_driver
 from qubes_storage.directories import Directories, is_empty
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.pool import CONF, in_force, is_place
@@ -51,7 +52,8 @@ class Placing(Directories):
             return
         for path in (pool.dir_path, os.path.dirname(pool.dir_path.rstrip("/"))):
             try:
-                with files.closing(files.open_dir(self.root, path)) as fd:
+                fd = files.open_dir(self.root, path)
+                with files.closing(fd), of_driver(pool, "check_setup"):
                     pool.check_setup(fd, try_out)
                 return
             except FileNotFoundError:

@@ -248,6 +248,11 @@ def make_pool(name, config, root="/"):
         raise StoragePoolException(
             f"pool {name}: {what_is(config)} refuses its options: {type(err).__name__}: {err}"
         ) from err
+    if getattr(pool, "name", None) != name or not isinstance(getattr(pool, "dir_path", 0), str):
+        raise StoragePoolException(
+            f"pool {name}: {what_is(config)} sets no name and dir_path; have its __init__ call"
+            " super().__init__(name, dir_path=dir_path)"
+        )
     if not is_place(pool.dir_path):
         raise InvalidInput(
             f"pool {name}: dir_path {pool.dir_path!r} is not an absolute path; write one such"

@@ -4,6 +4,7 @@ import os
 import stat
 
 from qubes_storage import files, guards, owning
+from qubes_storage.blame import of_driver
 from qubes_storage.conf import Conf
 from qubes_storage.declared import Declared, foreign
 from qubes_storage.exc import AlreadyThere, InvalidInput, StoragePoolException
@@ -78,7 +79,8 @@ class Pools(Placing):
             pool = self.get_pool(name)
             self._check_place(name, pool)
             guards.check_mount(self.root, name, self.guards(name))
-            found.update(pool.usage())
+            with of_driver(pool, "usage"):
+                found.update(pool.usage())
             found["problems"] += self._on_disk(pool)
             self._check_setup(pool)
             found["provisioned"] = sum(
@@ -90,7 +92,8 @@ class Pools(Placing):
         return found
 
     def _on_disk(self, pool):
-        found = [f"directory {path} is missing" for path in pool.missing()]
+        with of_driver(pool, "missing"):
+            found = [f"directory {path} is missing" for path in pool.missing()]
         gid = owning.qubes_gid()
         with files.closing(pool.open()) as fd:
             for subdir in SUBDIRS:
@@ -150,7 +153,8 @@ class Pools(Placing):
         moving = old is None or "dir_path" in changes
         self._check_place(name, pool, among=None if moving else self._before(name))
         self._check_mount(name, old is not None, declared)
-        missing = pool.missing()
+        with of_driver(pool, "missing"):
+            missing = pool.missing()
         if missing:
             self._check_parent(name, missing[0])
             self._check_way(name, missing)

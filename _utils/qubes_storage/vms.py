@@ -5,9 +5,10 @@ import os
 import stat
 
 from qubes_storage import build, files, guards, image, mending, owning
+from qubes_storage.blame import of_driver
 from qubes_storage.cloning import Cloning
 from qubes_storage.comparing import Comparing
-from qubes_storage.exc import AlreadyThere, StoragePoolException
+from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.planning import Planning, check_volumes
 from qubes_storage.registry import PATH
@@ -265,7 +266,8 @@ class VMs(Planning, Comparing, Cloning):
         guards.check_mount(self.root, pool.name, kept)
         self.check_disk(pool)
         if needed or kept.get("min_free"):
-            free = pool.usage()["free"]
+            with of_driver(pool, "usage"):
+                free = pool.usage()["free"]
             guards.check_free(pool.name, kept, free, needed, pool.dir_path)
 
 
