@@ -8,6 +8,7 @@ A driver's options are the keyword-only arguments of its ``__init__``.
 """
 
 import importlib
+import importlib.machinery
 import importlib.metadata
 import inspect
 import os
@@ -22,17 +23,21 @@ _R32_CLASSES = {"qubes.storage.xen.XenStorage": "xen", "qubes.storage.xen.XenPoo
 
 
 def _in_files():
+    """``{name: path}`` of the drivers in ``qubes_storage/drivers``."""
+    names = {module.name for module in pkgutil.iter_modules(drivers.__path__)}
+    return {name: path for name in names if (path := _file_of(name))}
+
+
+def _file_of(name):
     """
-    ``{name: path}`` of the drivers in ``qubes_storage/drivers``. Only what Python imports from a
-    plain NAME.py is one: of a package, compiled or machine code nobody would look at the files.
+    The file of a driver in ``qubes_storage/drivers``, or None.
+
+    Only what Python imports from a plain NAME.py is one: of a package, compiled or machine code
+    nobody would look at the files.
     """
-    found = {}
-    for module in pkgutil.iter_modules(drivers.__path__):
-        path = os.path.join(module.module_finder.path, f"{module.name}.py")
-        spec = module.module_finder.find_spec(f"{drivers.__name__}.{module.name}")
-        if spec and spec.origin == path:
-            found[module.name] = path
-    return found
+    spec = importlib.machinery.PathFinder.find_spec(f"{drivers.__name__}.{name}", drivers.__path__)
+    path = spec.origin if spec else None
+    return path if path and name != "__init__" and os.path.basename(path) == f"{name}.py" else None
 
 
 def _in_packages():
@@ -98,15 +103,16 @@ def _options(klass):
 def load_driver(driver, pool=None):
     """The class of a driver's name; the error of one that cannot be had names the reason."""
     who = f"pool {pool}: " if pool else ""
-    point = None if driver in _in_files() else _in_packages().get(driver)
-    if point is None and driver not in _in_files():
+    path = _file_of(driver)
+    point = None if path else _in_packages().get(driver)
+    if not (path or point):
         raise StoragePoolException(
             f"{who}unknown driver {driver!r}; there are {', '.join(list_drivers())}; for"
             " any other write class = package.module.Class of one that Python can import"
         )
     try:
-        if point is None:
-            trust.check_driver(_in_files()[driver], f"{who}driver {driver}: ")
+        if path:
+            trust.check_driver(path, f"{who}driver {driver}: ")
             return importlib.import_module(f"{drivers.__name__}.{driver}").Pool
         module, _, name = point.value.partition(":")
         trust.check_module(module.strip(), f"{who}driver {driver}: ")

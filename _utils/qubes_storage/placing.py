@@ -8,7 +8,7 @@ from qubes_storage import files, guards, owning, registry
 from qubes_storage.blame import of_driver
 from qubes_storage.directories import Directories, is_empty
 from qubes_storage.exc import OutOfStep, StoragePoolException
-from qubes_storage.pool import CONF, in_force, is_place
+from qubes_storage.pool import CONF, in_force, is_place, make_pool
 from qubes_storage.values import shown
 from qubes_storage.vm import SUBDIRS, VM
 
@@ -125,8 +125,8 @@ class Placing(Directories):
     def _dir_paths(self, but=None, among=None):
         """``(pool, dir_path)`` of the sections that have one, but of one pool."""
         for name in self.sections() if among is None else among:
-            path = in_force(name, self.sections()[name]).get("dir_path")
-            if name != but and path and is_place(path):
+            path = None if name == but else self._dir_path(name)
+            if path:
                 yield name, path
 
     def _check_new_vm(self, vm):
@@ -148,6 +148,16 @@ class Placing(Directories):
                     f"VM {vm.name}: pool {name} ({place}) lies in its directory {path};"
                     " migrate the VMs of that pool to another, and remove it, first"
                 )
+
+    def _dir_path(self, name):
+        """Where a pool lies: its driver may have a default, or derive it from other options."""
+        config = self.sections()[name]
+        with contextlib.suppress(StoragePoolException):
+            return self.get_pool(name).dir_path
+        with contextlib.suppress(StoragePoolException):  # also of one that is still to be made
+            return make_pool(name, config, self.root).dir_path
+        path = in_force(name, config).get("dir_path")
+        return path if path and is_place(path) else None
 
     def _real(self, path):
         """Where a directory really lies, also one that is not there yet."""

@@ -77,6 +77,7 @@ class Pools(Placing):
                 )
                 return found
             pool = self.get_pool(name)
+            found["dir_path"] = pool.dir_path
             self._check_place(name, pool)
             guards.check_mount(self.root, name, self.guards(name))
             with of_driver(pool, "usage"):
@@ -145,12 +146,14 @@ class Pools(Placing):
         self._check_edit(guards.PATH, name, declared.guards)
         if pool is None:
             return self._with_guards(name, old, declared, changes), options
-        moved = sorted(set(changes) & set(_PLACE))
+        moved = set(changes) & set(_PLACE)
+        if old is not None and self._dir_path(name) != pool.dir_path:
+            moved.add("dir_path")
         if old is not None and moved:
-            self._refuse_move(name, moved, pool)
-        if old is None or "dir_path" in changes:
+            self._refuse_move(name, sorted(moved), pool)
+        moving = old is None or "dir_path" in moved
+        if moving:
             files.check_dir_path(name, pool.dir_path)
-        moving = old is None or "dir_path" in changes
         self._check_place(name, pool, among=None if moving else self._before(name))
         self._check_mount(name, old is not None, declared)
         with of_driver(pool, "missing"):

@@ -33,11 +33,16 @@ _cache = {}
 
 
 class _Conf:
-    """One version of a file with sections, and the pools made of it."""
+    """One version of a file with sections, and the pools made of it or, where equal, before."""
 
-    def __init__(self, data, path):
+    def __init__(self, data, path, made=()):
         self.sections = Conf(data or b"", path).pools()
-        self.made = {}
+        self.made = {n: pool for n, (config, pool) in made if self.sections.get(n) == config}
+        self.made.pop("default", None)  # R3.2's defaults["pool_config"] may be another
+
+    def items(self):
+        """``(name, (section, pool))`` of those that were made."""
+        return [(name, (self.sections[name], pool)) for name, pool in self.made.items()]
 
 
 def _load(root, path):
@@ -50,7 +55,7 @@ def _load(root, path):
         stamp = "not there"
         if cached and cached[0] == stamp:
             return cached[1]
-    loaded = _Conf(data, path)
+    loaded = _Conf(data, path, cached[1].items() if cached else ())
     _cache[root, path] = (stamp, loaded)
     return loaded
 
