@@ -181,7 +181,8 @@ class Pool:
         """
         Have an image be as it was in a revision; what it holds now becomes a revision.
 
-        The image never shrinks. A crash leaves it as it was or as it is to be.
+        The image never shrinks: it keeps the size that it has. A crash leaves it as it was or as it
+        is to be. The caller sets group and mode of it and of what :py:meth:`owns` names.
         """
         self.revisions(fd, name)
 

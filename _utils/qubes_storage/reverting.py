@@ -1,8 +1,10 @@
 """Old images of a VM: kept, listed and brought back by the driver of its pool."""
 
+import contextlib
 import os
+import stat
 
-from qubes_storage import image, revisions
+from qubes_storage import files, image, owning, revisions
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.vm import IMAGES
@@ -16,7 +18,8 @@ class Reverting:
     def _keep_revisions(self, vm, pool, fd):
         """Have the driver keep a VM's images as they are; the entry for ``changes``, or none."""
         names = [vm.images[v] for v in _KEPT if v in vm.images and image.measure(fd, vm.images[v])]
-        kept = pool.snapshot(fd, names)
+        with _finished(pool, fd):
+            kept = pool.snapshot(fd, names)
         return {"revisions": {"old": None, "new": kept}} if kept else {}
 
     @looking
@@ -48,11 +51,15 @@ class Reverting:
         with self.locked("VM", name):
             vm, pool, found = self._plan_revert(name, volume, revision)
             with self._writing(vm, pool) as fd:
+                name = IMAGES[volume]
+                size = image.measure(fd, name)[0]
                 if volume == "root" and "root-cow" in vm.images:
                     # VMs that run on the template see its root through this; it begins anew.
-                    size = image.measure(fd, IMAGES["root"])[0]
                     self._renew_cow(pool, fd, size)
-                pool.revert(fd, IMAGES[volume], found)
+                with _finished(pool, fd, name):
+                    pool.revert(fd, name, found)
+                    if os.stat(name, dir_fd=fd, follow_symlinks=False).st_size < size:
+                        pool.resize_image(files.at(fd, name), size)
         return {"revision": {"old": None, "new": found}}
 
     @looking
@@ -73,3 +80,21 @@ class Reverting:
         name = IMAGES["root-cow"]
         with self._new_image(pool, fd, name, size) as new:
             os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)
+
+
+@contextlib.contextmanager
+def _finished(pool, fd, *names):
+    """Give images, and what a driver makes meanwhile, group and mode, and bring all to the disk."""
+    before = _own_files(pool, fd)
+    yield
+    made = {name for name, _ in _own_files(pool, fd) - before}
+    for name in sorted({*names, *made}):
+        owning.finish(files.at(fd, name))
+    os.fsync(fd)
+
+
+def _own_files(pool, fd):
+    """``{(name, inode)}`` of the files in an open directory that are a driver's own."""
+    with files.closing(files.open_subdir(fd, ".")) as now:  # as btrfs lists it now
+        found = {name: there for name, there in files.entries(now) if pool.owns(name)}
+    return {(name, there.st_ino) for name, there in found.items() if stat.S_ISREG(there.st_mode)}

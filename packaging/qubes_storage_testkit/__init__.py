@@ -14,6 +14,7 @@ says ``keeps_holes = False`` in the class.
 """
 
 import os
+import stat
 
 import pytest
 from qubes_storage import Pool, connect, files, image, trees
@@ -212,6 +213,29 @@ class DriverTests:
         kept = pool.snapshot(vmdir, ["private.img"])["private.img"]
         assert pool.revisions(vmdir, "private.img") == [kept]
         self.write(vmdir, "private.img", [(0, b"new")])
+        pool.resize_image(files.at(vmdir, "private.img"), 2 * SIZE)
         pool.revert(vmdir, "private.img", kept)
-        assert self.content(vmdir, "private.img")[:3] == b"old"
+        assert self.content(vmdir, "private.img")[:4] == b"old\0"
+        assert image.measure(vmdir, "private.img")[0] == 2 * SIZE
         assert all(pool.owns(n) for n in os.listdir(vmdir) if n != "private.img")
+
+    def test_a_vm_that_grew_and_is_reverted_keeps_its_size_and_has_its_mode(self, pool, system):
+        if not pool.revisions_to_keep:
+            return
+        system.create_vm("work", klass="StandaloneVM", pool=pool.name)
+        path = system.root + system.vm_info("work")["volumes"]["private"]["path"]
+        with open(path, "r+b") as file:
+            file.write(b"old")
+        kept = system.reset_vm("work")["revisions"]["new"]["private.img"]
+        with open(path, "r+b") as file:
+            file.write(b"new")
+        system.resize_vm("work", "private", "3GiB")
+        assert system.revert("work", "private", kept)["revision"]["new"] == kept
+        with open(path, "rb") as file:
+            assert file.read(4) == b"old\0"
+        for name in os.listdir(os.path.dirname(path)):
+            there = os.lstat(os.path.join(os.path.dirname(path), name))
+            if pool.owns(name) and stat.S_ISREG(there.st_mode):
+                assert there.st_mode & 0o7777 == 0o660
+        assert (os.stat(path).st_mode & 0o7777, os.stat(path).st_size) == (0o660, 3 * 1024 * MIB)
+        assert system.verify_vm("work") == []

@@ -17,6 +17,37 @@ class Pool(xen.Pool):
     def revisions(self, fd, name):
         return ["1@2026-11-24T16:00:00Z"]
 """
+PLAIN = """
+import os
+import qubes_storage
+from qubes_storage import files
+
+class Pool(qubes_storage.Pool):
+    can_revisions = True
+
+    def __init__(self, name, *, dir_path: str, revisions_to_keep: int = 2):
+        super().__init__(name, dir_path=dir_path)
+        self.revisions_to_keep = revisions_to_keep
+
+    def snapshot(self, fd, names):
+        for name in names:
+            kept = files.at(fd, f"{name}.one")
+            with open(files.at(fd, name), "rb") as old, open(kept, "wb") as new:
+                new.write(old.read(4096))
+                new.truncate(os.fstat(old.fileno()).st_size)
+        os.mkdir("one.img.one", dir_fd=fd)
+        return dict.fromkeys(names, "one")
+
+    def revisions(self, fd, name):
+        return ["one"]
+
+    def revert(self, fd, name, revision):
+        os.rename(name, f"{name}.{revision}2", src_dir_fd=fd, dst_dir_fd=fd)
+        os.rename(f"{name}.{revision}", name, src_dir_fd=fd, dst_dir_fd=fd)
+
+    def owns(self, name):
+        return ".img.one" in name
+"""
 
 
 def test_fewer_than_no_revisions_cannot_be_kept(scratch):
@@ -105,3 +136,32 @@ def test_a_revert_that_dies_keeps_the_revision_that_was_asked_for(disk, monkeypa
     system.revert("work", revision=asked)
     assert read(machine, IMG) == "new"
     assert len(system.revisions("work")) == 1
+
+
+def test_what_a_driver_keeps_and_brings_back_gets_mode_and_size(scratch, tmp_path, monkeypatch):
+    """As docs/drivers.md has it, the core sets them; a driver that copies need do no more."""
+    machine = scratch()
+    system = machine.connect()
+    path = tmp_path / "plain_of_tests.py"
+    path.write_text(PLAIN)
+    path.chmod(0o644)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        system.add_pool("odd", **{"class": "plain_of_tests.Pool", "dir_path": "/mnt/odd"})
+        system.create_vm("work", klass="StandaloneVM", template="fedora-23", pool="odd")
+        img = "/mnt/odd/appvms/work/private.img"
+        write(machine, img, "one")
+        gid = machine.path(img).stat().st_gid
+        assert set(system.reset_vm("work")["revisions"]["new"]) == {"root.img", "private.img"}
+        write(machine, img, "two")
+        system.resize_vm("work", "private", "3GiB")
+        machine.path(img).chmod(0o600)
+        assert system.revert("work") == {"revision": {"old": None, "new": "one"}}
+        assert read(machine, img) == "one"
+        assert machine.path(img).stat().st_size == 3 * 1024**3
+        for name in ("root.img.one", "private.img.one2", "private.img"):
+            found = machine.path(img).with_name(name).stat()
+            assert (found.st_mode & 0o7777, found.st_gid) == (0o660, gid)
+        assert system.verify_vm("work") == []
+    finally:
+        sys.modules.pop("plain_of_tests", None)
