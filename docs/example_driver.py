@@ -2,6 +2,7 @@
 
 import os
 
+from qubes_storage import InvalidInput
 from qubes_storage.drivers import xen
 
 
@@ -11,6 +12,8 @@ class Pool(xen.Pool):
     def __init__(self, name, *, dir_path: str, most: int = 1024):
         super().__init__(name, dir_path=dir_path)
         self.most = most
+        if most < 1:
+            raise InvalidInput(f"pool {name}: most {most} is below 1; write how many MiB")
 
     def create_image(self, path, size):
         super().create_image(path, size)

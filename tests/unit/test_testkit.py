@@ -11,6 +11,7 @@ from tests.unit.test_image import mount
 
 sys.path.insert(0, str(TREE / "packaging"))
 
+from qubes_storage.exc import InvalidInput
 from qubes_storage.finding import load_driver
 from qubes_storage_testkit import DriverTests
 
@@ -57,8 +58,22 @@ class TestExample(DriverTests):
 
     @pytest.fixture(params=["ext4", "btrfs"])
     def pool(self, request, disks, monkeypatch):
-        path = TREE / "docs/example_driver.py"
-        assert len(path.read_text().splitlines()) < 40
-        monkeypatch.syspath_prepend(str(path.parent))
-        klass = importlib.import_module("example_driver").Pool
+        klass = example(monkeypatch)
         return klass("test", dir_path=new_place(request, disks, request.param), most=16)
+
+
+def example(monkeypatch):
+    path = TREE / "docs/example_driver.py"
+    assert len(path.read_text().splitlines()) < 40
+    monkeypatch.syspath_prepend(str(path.parent))
+    return importlib.import_module("example_driver").Pool
+
+
+@pytest.mark.parametrize("most", ["0", "-1"])
+def test_the_example_refuses_what_nobody_can_allocate(scratch, monkeypatch, most):
+    example(monkeypatch)
+    system = scratch().connect()
+    options = {"class": "example_driver.Pool", "dir_path": "/mnt/pre", "most": most}
+    for verb in (system.pool_diff, system.add_pool):
+        with pytest.raises(InvalidInput, match=f"pool pre: most {most} is below 1; write"):
+            verb("pre", **options)
