@@ -50,11 +50,14 @@ bench: $(VENV)/ready
 
 # What a machine gets: copied into a file_root, with no build step. A driver of the user's own in
 # drivers/ stays; a driver that a version of ours no longer has is to be removed here by its name.
+install: export TO := $(DESTDIR)
 install:
-	mkdir -p $(DESTDIR)/_utils/qubes_storage
-	find $(DESTDIR)/_utils/qubes_storage -mindepth 1 -maxdepth 1 ! -name drivers -exec rm -rf {} +
-	cp -R _modules _states _utils qubes_storage.sls $(DESTDIR)/
-	find $(DESTDIR)/_utils/qubes_storage $(DESTDIR)/_modules $(DESTDIR)/_states \
+	$(if $(filter-out 1,$(words $(DESTDIR)))$(filter ~%,$(DESTDIR)),\
+	    $(error DESTDIR is '$(DESTDIR)'; name one directory, without spaces and ~))
+	mkdir -p -- "$$TO/_utils/qubes_storage"
+	find "$$TO/_utils/qubes_storage" -mindepth 1 -maxdepth 1 ! -name drivers -exec rm -rf {} +
+	cp -R -- _modules _states _utils qubes_storage.sls "$$TO/"
+	find "$$TO/_utils/qubes_storage" "$$TO/_modules" "$$TO/_states" \
 	    -name __pycache__ -prune -exec rm -rf {} +
 
 dist: $(VENV)/ready
