@@ -128,18 +128,23 @@ def read(root, path):
     """
     try:
         with locate(root, path) as (dir_fd, name):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
-            with closing(fd):
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise StoragePoolException(f"{path}: is not a file; put a file in its place")
-                with open(fd, "rb", closefd=False) as file:
-                    return file.read()
+            return read_in(dir_fd, name, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as err:
         raise StoragePoolException(
             f"{path}: {err.strerror}; run as root or as a member of group {owning.GROUP}"
         ) from err
+
+
+def read_in(dir_fd, name, path):
+    """The bytes of a file in an open directory, a link not followed; ``path`` is for messages."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with closing(os.open(name, flags, dir_fd=dir_fd)) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise StoragePoolException(f"{path}: is not a file; put a file in its place")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The journal of a move or a copy: what has to be known to go on with it after a kill."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -34,8 +35,10 @@ class Journal:
         """The journal of a VM with its ``path``, or None."""
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             return None
-        data = files.read(self.root, self.file(name))
-        if data is None:
+        try:
+            with self._told(name), files.closing(self._open()) as fd:
+                data = files.read_in(fd, f"{name}.json", self.file(name))
+        except FileNotFoundError:
             return None
         try:
             return {**json.loads(data), "path": self.file(name)}
@@ -48,20 +51,23 @@ class Journal:
     def write(self, name, journal):
         """Put a journal on the disk."""
         data = json.dumps({k: v for k, v in journal.items() if k != "path"}, indent=1)
-        with files.closing(files.make_dirs(self.root, self.path, owning.DIR_MODE)) as fd:
-            replacing.replace(fd, f"{name}.json", data.encode())
+        with self._told(name), files.closing(self._open(make=True)) as fd:
+            replacing.replace(fd, f"{name}.json", data.encode(), owning.FILE_MODE)
 
     def remove(self, name):
         """Forget a move or a copy; there may be no journal of it."""
-        with files.closing(files.open_dir(self.root, self.path)) as fd:
-            with contextlib.suppress(FileNotFoundError):
+        absent = contextlib.suppress(FileNotFoundError)
+        with absent, self._told(name), files.closing(self._open()) as fd:
+            with absent:
                 os.unlink(f"{name}.json", dir_fd=fd)
             os.fsync(fd)
 
     @contextlib.contextmanager
     def locked(self, name, wait=False):
         """One at a time; ``wait`` for the other rather than refuse."""
-        with files.closing(files.make_dirs(self.root, self.path, owning.DIR_MODE)) as fd:
+        with self._told(name):
+            fd = self._open(make=True)
+        with files.closing(fd):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as err:
@@ -70,3 +76,31 @@ class Journal:
                     " is done"
                 ) from err
             yield
+
+    def _open(self, make=False):
+        """A handle of the directory of the journals, a link in its place not followed."""
+        parent, name = os.path.split(self.path)
+        if not make:
+            return files.open_inside(self.root, parent, name)
+        with files.closing(files.make_dirs(self.root, parent)) as fd:
+            if not files.exists(fd, name):
+                with contextlib.suppress(FileExistsError, FileNotFoundError):  # others make it too
+                    return owning.place_dir(fd, name)
+            return files.open_subdir(fd, name)
+
+    @contextlib.contextmanager
+    def _told(self, name):
+        """Errors name the VM, the path and the cure; what is not there is the caller's to tell."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as err:
+            path, cure = self.file(name), "mend the disk and run again"
+            if err.errno in (errno.ENOTDIR, errno.ELOOP):
+                if err.errno == errno.ENOTDIR:
+                    path = self.path
+                cure = "no link is followed there: look who put it there, and remove it"
+            elif isinstance(err, PermissionError):
+                cure = f"run as root or as a member of group {owning.GROUP}"
+            raise StoragePoolException(f"VM {name}: {path}: {err.strerror}; {cure}") from err
