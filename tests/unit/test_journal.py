@@ -1,23 +1,27 @@
 """The journals of R4: no link is followed to them, and one that is none is told as that."""
 
+import json
 import os
 import stat
 
 import pytest
 from qubes_storage import StoragePoolException
-from qubes_storage.admin.journal import COPIES, MOVES, Journal
+from qubes_storage.admin.journal import MOVES, Journal
+from qubes_storage.admin.shapes import BEGUN, MOVE
+
+from tests.r4.machine import forget, writes
 
 ELSEWHERE = "/etc/vulkan"
 
 
-@pytest.fixture(params=[(MOVES, "move"), (COPIES, "copy")])
+@pytest.fixture(params=["move", "copy"])
 def journal(request, root):
     """A journal, and below its root a directory with files that are none of its business."""
     place = root / ELSEWHERE[1:]
     place.mkdir(mode=0o755)
     (place / "work.json").write_text("{}")
     (place / "work.json").chmod(0o600)
-    return Journal(str(root), *request.param)
+    return Journal(str(root), request.param)
 
 
 def outside(journal):
@@ -86,3 +90,76 @@ def test_what_is_made_is_open_to_the_group_alone(journal, root):
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o2770
     assert stat.S_IMODE((path / "work.json").stat().st_mode) == 0o660
+
+
+WRONG_OF_MOVE = [
+    *([key] for key in MOVE),
+    *([key, 5] for key in MOVE),
+    ["step", "next"],
+    ["step", []],
+    ["klass", "HVM"],
+    ["asked", {}],
+    ["asked", {"private": None}],
+    ["pools", [["private", "ssd"]]],
+    ["volumes", {"private": 1}],
+    ["volatile", {"size": True, "revisions_to_keep": None, "rw": True, "ephemeral": True}],
+    ["users", [["vault"]]],
+    ["users", [[5, "netvm"]]],
+    ["whole", {"properties": {}}],
+    ["label", "\ud800"],
+]
+
+
+@pytest.mark.parametrize("change", WRONG_OF_MOVE, ids=str)
+def test_a_journal_of_a_move_of_another_shape_names_the_file_and_the_cure(there, change):
+    """On a daemon, where a right one is what a move leaves that stops after its first step."""
+    daemon, system = there
+    path = f"{system.root}{MOVES}/work.json"
+    kept = []
+
+    def keep(call):
+        if call.method == "admin.vm.volume.CloneTo" and not kept:
+            with open(path, encoding="ascii") as file:
+                kept.append(json.load(file))
+
+    daemon.before = keep
+    system.migrate_vm("work", "btrfs")
+    with open(path, "w", encoding="ascii") as file:
+        others = {key: value for key, value in kept[0].items() if key != change[0]}
+        json.dump({**others, **dict([change] if change[1:] else [])}, file)
+    forget(daemon, system)
+    for verb in (
+        lambda: system.vm_diff("work", label="red"),
+        lambda: system.verify_vm("work"),
+        lambda: system.migrate_vm("work", "ssd"),
+        lambda: system.remove_vm("work", purge=True),
+    ):
+        with pytest.raises(StoragePoolException) as err:
+            verb()
+        told = str(err.value)
+        assert told.startswith(f"VM work: {MOVES}/work.json, the journal of its move, cannot be")
+        assert change[0] in told or "surrogates" in told
+        assert told.endswith("; no VM is touched until it is mended or removed by hand")
+    assert not writes(daemon)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "5", "null", '"x"', "[]", '[["a", "b"]]', "[" * 200_000, '{"a": ' * 100_000]
+)
+def test_what_is_no_map_is_no_journal(journal, root, text):
+    (root / journal.path[1:]).mkdir()
+    (root / journal.file("work")[1:]).write_text(text)
+    with pytest.raises(StoragePoolException, match=f"journal of its {journal.what}, cannot be re"):
+        journal.read("work")
+
+
+@pytest.mark.parametrize(
+    "found", [{"source": 5}, {"uuid": []}, {"features": None}, {"features": {"a": 1}}, {"whole": 1}]
+)
+def test_a_journal_of_a_copy_of_another_shape(root, found):
+    journal = Journal(str(root), "copy")
+    journal.write("work", found)
+    with pytest.raises(StoragePoolException, match=f"cannot be read: {next(iter(found))}: not the"):
+        journal.read("work")
+    journal.write("work", {"source": "vault"})
+    assert journal.read("work") == {**BEGUN, "source": "vault", "path": journal.file("work")}

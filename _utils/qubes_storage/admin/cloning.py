@@ -17,12 +17,11 @@ import contextlib
 import importlib
 
 from qubes_storage.admin.copying import PROHIBIT, AdminCopy
-from qubes_storage.admin.journal import COPIES, Journal
+from qubes_storage.admin.journal import Journal
+from qubes_storage.admin.shapes import BEGUN
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name
-
-_BEGUN = {"source": None, "uuid": None, "features": {}, "whole": False}
 
 
 class AdminClone(AdminCopy):
@@ -31,12 +30,11 @@ class AdminClone(AdminCopy):
     @property
     def copies(self):
         """The journals of copies."""
-        return Journal(self.root, COPIES, "copy")
+        return Journal(self.root, "copy")
 
     def pending_copy(self, name):
         """The journal of a copy of that name that was cut off, or None."""
-        found = self.copies.read(name)
-        copying = found and {**_BEGUN, **found}
+        copying = self.copies.read(name)
         if copying and copying["uuid"] and self._uuid(name) not in (None, copying["uuid"]):
             return None
         return copying
@@ -108,7 +106,7 @@ class AdminClone(AdminCopy):
             self.refresh()
             if name in self.listed():
                 raise AlreadyThere(f"VM {name}: is there already; someone else made it")
-            copying = {**_BEGUN, "source": source}
+            copying = {**BEGUN, "source": source}
             try:
                 self.copies.write(name, copying)
                 self._make_alike(source, name, klass, pools)

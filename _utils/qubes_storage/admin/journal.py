@@ -8,10 +8,12 @@ import os
 import re
 
 from qubes_storage import files, owning, replacing
+from qubes_storage.admin import shapes
 from qubes_storage.exc import StoragePoolException
 
 MOVES = "/var/lib/qubes/storage-moves"
 COPIES = "/var/lib/qubes/storage-copies"
+_KINDS = {"move": (MOVES, shapes.MOVE, {}), "copy": (COPIES, shapes.COPY, shapes.BEGUN)}
 
 
 class Journal:
@@ -22,10 +24,10 @@ class Journal:
     has to read them.
     """
 
-    def __init__(self, root, path=MOVES, what="move"):
+    def __init__(self, root, what="move"):
         self.root = root
-        self.path = path
         self.what = what
+        self.path, self.checks, self.begun = _KINDS[what]
 
     def file(self, name):
         """The path of a VM's journal."""
@@ -41,12 +43,17 @@ class Journal:
         except FileNotFoundError:
             return None
         try:
-            return {**json.loads(data), "path": self.file(name)}
-        except (TypeError, ValueError) as err:
+            journal = {**self.begun, **json.loads(data)}
+            json.dumps(journal, ensure_ascii=False).encode()  # no half of a character
+            wrong = shapes.wrong(journal, self.checks)
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)}: not there, or not what it should be")
+        except (TypeError, ValueError, RecursionError) as err:
             raise StoragePoolException(
                 f"VM {name}: {self.file(name)}, the journal of its {self.what}, cannot be read:"
                 f" {err}; no VM is touched until it is mended or removed by hand"
             ) from err
+        return {**journal, "path": self.file(name)}
 
     def write(self, name, journal):
         """Put a journal on the disk."""

@@ -10,13 +10,13 @@ that was killed anywhere is finished by the next one; until the VM is removed an
 
 from qubes_storage.admin.copying import KEPT, MARK, PROHIBIT, AdminCopy
 from qubes_storage.admin.journal import Journal
+from qubes_storage.admin.shapes import STEPS
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.exc import NotSupported, StoragePoolException
 from qubes_storage.values import check_vm_name, shown
 
 # What a stand-in has to have for the properties that name it.
 _ROLES = ("provides_network", "template_for_dispvms")
-STEPS = ("copy", "switch", "remove", "recreate", "restore", "clean", "finish")
 _UNDONE = STEPS[:3]  # while the original is there
 
 
@@ -110,6 +110,7 @@ class AdminMigrate(AdminCopy):
                 "volatile": {key: getattr(volumes["volatile"], key) for key in KEPT},
                 "whole": self.whole(name),
                 "users": [user for user in self.named_by(name) if user[0] != name],
+                "lost": [],
             }
             self.journal.write(name, journal)
             self._run(name, journal)
@@ -235,7 +236,7 @@ class AdminMigrate(AdminCopy):
         self.get_listed(name)
         for volume, was in journal["volumes"].items():
             now = self.volume(name, volume)
-            if now is None or now.size < was["size"] or now.pool != journal["pools"][volume]:
+            if now is None or now.size < was["size"] or now.pool != journal["pools"].get(volume):
                 raise StoragePoolException(f"VM {name}: its volume {volume} is no whole copy")
 
     def _recreate(self, name, journal):
