@@ -283,6 +283,21 @@ def test_a_reader_that_has_enough_is_no_error(machine):
     assert process.wait() == 1
 
 
+@pytest.mark.parametrize("place", ["qubes_storage", "qubes_storage/__main__.py"])
+def test_as_the_manual_runs_a_copy_nothing_of_the_current_directory_is_imported(
+    machine, tmp_path, place
+):
+    line = "python3 -I /srv/salt/_utils/qubes_storage"
+    assert line in (TREE / "docs/command-line.md").read_text()
+    for name in ("argparse", "json", "qubes_storage", "conf", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('of the current directory')\n")
+    words = [sys.executable, "-I", TREE / "_utils" / place, "--root", machine.root, "ls"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "work" in done.stdout
+
+
 def test_a_machine_below_a_relative_root(machine, monkeypatch, capsys):
     monkeypatch.chdir(machine.root.parent)
     assert cli.main(["--root", "root", "ls"]) == 0
