@@ -6,12 +6,13 @@ comment after white space and ``;``, ``rem`` lines, continuation lines, ``[DEFAU
 duplicates. Python 3's configparser agrees with it on few of these, so the reader is our own.
 """
 
+import bisect
 import re
 
 from qubes_storage.exc import InvalidInput, StoragePoolException
 
 _SECTION = re.compile(rb"\[(?P<header>[^]]+)\]")
-_OPTION = re.compile(rb"(?P<option>[^:=\s][^:=]*)\s*(?P<vi>[:=])\s*(?P<value>.*)$")
+_OPTION = re.compile(rb"(?P<option>[^:=\s][^:=]*)(?P<vi>[:=])\s*(?P<value>.*)$")
 _LINES = re.compile(rb"[^\n]*\n|[^\n]+")
 _DEFAULT = "DEFAULT"
 
@@ -171,19 +172,23 @@ class Conf:
     def remove(self, section):
         """Remove a section: its headers, its options, and the comments between them."""
         drop = set()
+        stops = self._stops(section)
         for start in self.headers.get(section, []):
-            stop = start
-            for at in (at for places in self.options[section].values() for at in places):
-                if at.line > start and self._header_of(at.line) == start:
-                    stop = max(stop, at.line, *at.more)
+            stop = stops.get(start, start)
             drop.update(range(start, stop + 1))
             above, below = self.lines[start - 1 : start], self.lines[stop + 1 : stop + 2]
             if above and not above[0].strip() and not (below and below[0].strip()):
                 drop.add(start - 1)
         self._rewrite([line for n, line in enumerate(self.lines) if n not in drop])
 
-    def _header_of(self, line):
-        return max(n for at in self.headers.values() for n in at if n < line)
+    def _stops(self, section):
+        """``{line of a header: last line of its options}``; what stands below a header is its."""
+        headers = sorted(n for at in self.headers.values() for n in at)
+        stops = {}
+        for at in (at for places in self.options.get(section, {}).values() for at in places):
+            start = headers[bisect.bisect_left(headers, at.line) - 1]
+            stops[start] = max(stops.get(start, start), at.line, *at.more)
+        return stops
 
     def _rewrite(self, lines):
         self._parse(b"".join(lines))
@@ -224,10 +229,9 @@ class Conf:
                 # Beside this value the comment would be read as part of it: it gets its own line.
                 above = [tail.strip() + self._newline]
                 tail = tail[len(tail.rstrip(b"\r\n")) :]
-            lines[old.line : old.line + 1] = [*above, head + data + (tail or self._newline)]
-            shift = len(above)
-            for number in sorted(old.more, reverse=True):
-                del lines[number + shift]
+            more = set(old.more)
+            below = [line for n, line in enumerate(lines) if n > old.line and n not in more]
+            lines[old.line :] = [*above, head + data + (tail or self._newline), *below]
         self._rewrite(lines)
 
     def _last_line(self, section):

@@ -1,6 +1,7 @@
 """storage.conf is changed in its text: what was not asked for stays to the byte."""
 
 import random
+import time
 
 import pytest
 from qubes_storage.conf import Conf, ConfError, loads
@@ -310,3 +311,24 @@ def test_what_utf_8_cannot_hold_is_refused():
     with pytest.raises(InvalidInput, match="UTF-8"):
         conf.edit("foo", {"k": "\ud800"})
     assert conf.dumps() == SHIPPED
+
+
+def refused(text):
+    with pytest.raises(ConfError):
+        loads(text)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: loads(b"[s]\nx" + b" " * 100_000 + b"= 1\n"),
+        lambda: refused(b"[s]\nx" + b" " * 100_000 + b"\n"),
+        lambda: Conf(b"[s]\ndriver = xen\n" * 500).remove("s"),
+        lambda: Conf(b"[s]\ndriver = xen\n" * 500).edit("s", {"driver": "btrfs", "new": "1"}),
+        lambda: Conf(b"[s]\nx = 1\n" + b" and more\n" * 50_000).edit("s", {"x": "2"}),
+    ],
+)
+def test_a_file_that_somebody_made_to_be_slow_is_not(work):
+    began = time.process_time()
+    work()
+    assert time.process_time() - began < 2
