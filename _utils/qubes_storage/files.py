@@ -19,6 +19,7 @@ from qubes_storage.values import is_xml
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_LINKS = 40
 _LONGEST = 255  # bytes that a name has at most
+_MAX_BYTES = 64 << 20  # of a file that is read whole
 
 
 def at(dir_fd, name):
@@ -124,7 +125,8 @@ def read(root, path):
     """
     The bytes of a file below root, links followed as :py:func:`open_dir` does, or None without one.
 
-    Raises :py:class:`StoragePoolException` for what is no regular file or may not be read.
+    Raises :py:class:`StoragePoolException` for what is no regular file, may not be read, or has
+    more than 64 MiB.
     """
     try:
         with locate(root, path) as (dir_fd, name):
@@ -143,8 +145,15 @@ def read_in(dir_fd, name, path):
     with closing(os.open(name, flags, dir_fd=dir_fd)) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise StoragePoolException(f"{path}: is not a file; put a file in its place")
-        with open(fd, "rb", closefd=False) as file:
-            return file.read()
+        data = bytearray()
+        while part := os.read(fd, 1 << 20):
+            data += part
+            if len(data) > _MAX_BYTES:
+                raise StoragePoolException(
+                    f"{path}: has more than {_MAX_BYTES >> 20} MiB, which is none of Qubes' files;"
+                    " put the right one in its place"
+                )
+        return bytes(data)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import pytest
 from qubes_storage import files, owning, replacing, trees
 from qubes_storage.exc import StoragePoolException
 
+from tests.r32.machine import XML
+
 OTHER = 12345
 GID = 98
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -138,6 +140,21 @@ def test_what_is_no_file_is_not_read(tmp_path):
     for name in ("pipe", "dir"):
         with pytest.raises(StoragePoolException, match=f"/{name}: is not a file; put a file in"):
             files.read(str(tmp_path), f"/{name}")
+
+
+def test_what_is_too_large_to_be_one_of_qubes_is_not_read(scratch):
+    machine = scratch()
+    for path in ("/etc/qubes/storage.conf", XML, "/etc/qubes/storage-guards.conf"):
+        there = machine.path(path).read_bytes() if machine.path(path).exists() else None
+        with open(machine.path(path), "ab") as file:
+            file.truncate(1 << 42)
+        with pytest.raises(StoragePoolException, match=f"{path}: has more than 64 MiB"):
+            machine.connect().add_pool("foo", dir_path="/mnt/foo")
+        machine.path(path).unlink()
+        if there is not None:
+            machine.path(path).write_bytes(there)
+    (machine.root / "large").write_bytes(b"x" * (64 << 20))
+    assert len(files.read(str(machine.root), "/large")) == 64 << 20
 
 
 def test_the_stamp_of_a_file_is_the_same_by_whichever_root(tmp_path):
