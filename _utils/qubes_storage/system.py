@@ -1,8 +1,10 @@
 """connect(root): this machine's pools and VMs, from storage.conf and qubes.xml."""
 
+import codecs
 import contextlib
 import os
 import stat
+import sys
 
 import qubes_storage
 from qubes_storage import admin, asking, files, guards, registry, replacing
@@ -210,6 +212,21 @@ for _verb, _way in _ADMIN_ONLY.items():
     setattr(System, _verb, _admin_only(_verb, _way))
 
 
+def _check_python():
+    """Names of files have to be the same bytes whoever runs it, and reachable by their handles."""
+    encoding = sys.getfilesystemencoding()
+    if codecs.lookup(encoding).name != "utf-8":  # C and POSIX are UTF-8 since Python 3.7
+        raise StoragePoolException(
+            f"this Python takes names of files for {encoding}, and would find and write others than"
+            " there are; run it with LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        )
+    if not os.path.isdir("/proc/self/fd"):
+        raise StoragePoolException(
+            "/proc/self/fd: is not there, and files are reached by it; mount /proc with mount -t"
+            " proc proc /proc"
+        )
+
+
 def _has_socket(path):
     try:
         return stat.S_ISSOCK(os.stat(path).st_mode)
@@ -267,6 +284,7 @@ def connect(root="/", backend="auto", socket=None):
         )
     if not isinstance(root, (str, os.PathLike)) or not os.path.isabs(root):
         raise InvalidInput(f"qubes_storage.root: {root!r} is not an absolute path; write one")
+    _check_python()
     root = os.path.realpath(root)
     if backend == "auto":
         there = _has_socket(socket or SOCKET) and (root == "/" or socket)

@@ -1,12 +1,16 @@
 """Which machine it is, and whether the modules belong on it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import qubes_storage
 from qubes_storage import registry, system
 from qubes_storage.exc import InvalidInput
 from qubes_storage.pool import CONF
+
+from tests.conftest import TREE
 
 QUBES = any(map(os.path.exists, (CONF, registry.PATH, system.SOCKET)))
 
@@ -38,3 +42,55 @@ def test_modules_belong_in_a_dom0_or_where_a_root_is_set(tmp_path):
     assert system.why_not(settings.get, qubes_storage.VERSION) is None
     for key, value in (("root", "/mnt"), ("backend", "local")):
         assert system.why_not({f"qubes_storage.{key}": value}.get, qubes_storage.VERSION) is None
+
+
+CONNECT = "import qubes_storage, sys; qubes_storage.connect(sys.argv[1]).list_pools()"
+
+
+def connected(root, *wrapper, **env):
+    """What a process says that connects, in its own locale."""
+    return subprocess.run(
+        [*wrapper, sys.executable, "-c", CONNECT, root],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(TREE / "_utils"), **env},
+        cwd="/",
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_locale_that_is_not_utf_8_is_refused_with_the_cure(root):
+    """It found and wrote other paths than the same command in another locale."""
+    utf8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = connected(root, LC_ALL="C", **utf8)
+    assert "names of files for ascii" in done.stderr.replace("ANSI_X3.4-1968", "ascii")
+    assert "; run it with LC_ALL=C.UTF-8 or PYTHONUTF8=1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"LC_ALL": "C"},
+        {"LC_ALL": "POSIX"},
+        {"LANG": "C", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "nn_NO.nowhere"},
+        {"LC_ALL": "C.UTF-8"},
+        {"PYTHONUTF8": "1"},
+        {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"},
+    ],
+    ids=str,
+)
+def test_the_locales_in_which_daemons_start_are_utf_8(root, env):
+    done = connected(root, **env)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can unmount /proc")
+def test_without_proc_one_error_says_so(root):
+    script = 'umount -l /proc && exec "$@"'
+    done = connected(root, "unshare", "--mount", "sh", "-c", script, "sh")
+    if "umount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(done.stderr)
+    assert "StoragePoolException: /proc/self/fd: is not there" in done.stderr
+    assert "; mount /proc with mount -t proc proc /proc" in done.stderr
