@@ -8,14 +8,18 @@ R3.2 would choke on them in storage.conf, so they have a file of their own with 
 import contextlib
 import fcntl
 import os
+import time
 
-from qubes_storage import files, replacing
+from qubes_storage import files, owning, replacing
 from qubes_storage.conf import Conf
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.values import format_size, parse_size
 
 PATH = "/etc/qubes/storage-guards.conf"
 NAMES = ("require_mount", "min_free")
+PATIENCE = 10  # s; a save takes milliseconds
+_LOCKED = "/var/lib/qubes"
+_PAUSE = 0.02
 
 
 def clean(pool, guards):
@@ -98,14 +102,17 @@ def save(root, pool, guards=None):
     Set the guards of a pool in the file, the value None removes one; without ``guards`` all go.
 
     For a machine without R3.2's registry, whose lock guards the file elsewhere: here writers take
-    turns by a lock on the directory.
+    turns by a lock on a directory that root and group qubes alone may open.
     """
     if not guards and pool not in load(root):
         return
     with contextlib.ExitStack() as stack:
+        _lock(
+            stack.enter_context(files.closing(files.make_dirs(root, _LOCKED, owning.DIR_MODE))),
+            pool,
+        )
         os.close(files.make_dirs(root, os.path.dirname(PATH)))
         fd, name = stack.enter_context(files.locate(root, PATH))
-        fcntl.flock(fd, fcntl.LOCK_EX)
         data = files.read(root, PATH) or b""
         conf = Conf(data, PATH)
         if guards:
@@ -114,3 +121,18 @@ def save(root, pool, guards=None):
             conf.remove(pool)
         if conf.dumps() != data:
             replacing.replace(fd, name, conf.dumps())
+
+
+def _lock(fd, pool):
+    """Wait for other writers, but not for one that never ends."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            if time.monotonic() > deadline:
+                raise StoragePoolException(
+                    f"pool {pool}: {PATH}: cannot be saved, for another process has locked"
+                    f" {_LOCKED} for {PATIENCE} s; see which with lsof {_LOCKED}, and run again"
+                ) from err
+        time.sleep(_PAUSE)
