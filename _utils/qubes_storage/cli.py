@@ -35,16 +35,13 @@ def main(argv=None):
         _show(args, result, lines)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(
-            "qubes-storage: interrupted; what was begun is undone, or the next run finishes it",
-            file=sys.stderr,
-        )
+        _tell("interrupted; what was begun is undone, or the next run finishes it")
         return INTERRUPTED
     except BrokenPipeError:  # whoever reads had enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, StoragePoolException) as err:
-        print(f"qubes-storage: {err}", file=sys.stderr)
+        _tell(err)
         return 1
     finally:
         image.watch = None
@@ -56,7 +53,11 @@ def _show(args, result, lines):
         print(json.dumps(result, indent=2))
     elif not getattr(args, "quiet", False):
         for line in lines:
-            print(line)
+            print(line if args.exact else cli_output.printable(line))
+
+
+def _tell(message):
+    print(f"qubes-storage: {cli_output.printable(message)}", file=sys.stderr)
 
 
 def _parse(argv):
@@ -84,6 +85,7 @@ def _parser():
     parser.add_argument("--socket", metavar="PATH", help=f"where qubesd listens ({SOCKET})")
     parser.add_argument("--json", action="store_true", help="print what is returned, as JSON")
     parser.add_argument("--version", action="version", version=qubes_storage.VERSION)
+    parser.set_defaults(exact=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
@@ -132,7 +134,8 @@ def _parser():
     verify = add("verify", _verify, parents=shared, help="say what is wrong with VMs' images")
     verify.add_argument("names", metavar="NAME", nargs="*", help="default: every VM")
     add("orphans", _orphans, parents=shared, help="list directories that no VM owns")
-    add("disks", _disks, "name", parents=shared, help="print the disks of a VM as libvirt XML")
+    disks = add("disks", _disks, "name", parents=shared, help="print a VM's disks as libvirt XML")
+    disks.set_defaults(exact=True)  # a program reads it
     add("report", _report, parents=shared, help="show every pool, and the VMs in it with sizes")
     return parser
 
@@ -146,7 +149,7 @@ def _ls(system, _):
 
 def _clone(system, args):
     if args.path is not None:
-        print(f"qubes-storage: {args.path} is ignored; -P says where", file=sys.stderr)
+        _tell(f"{args.path} is ignored; -P says where")
     changes = system.clone_vm(args.name, args.new_name, pool=args.pool)
     return changes, [f"VM {args.name} was cloned to {args.new_name}"], 0
 
@@ -189,7 +192,11 @@ def _remove(system, args):
 
 def _ask(name, deleted):
     """On standard error, so that what is returned stands alone on standard output."""
-    lines = [f"VM {name} and its images go for good:", *deleted, "Delete them? [y/N] "]
+    lines = [
+        f"VM {name} and its images go for good:",
+        *map(cli_output.printable, deleted),
+        "Delete them? [y/N] ",
+    ]
     print("\n".join(lines), end="", file=sys.stderr, flush=True)
     answer = sys.stdin.buffer.readline()
     if not answer.endswith(b"\n"):  # Ctrl-D leaves the cursor there

@@ -7,6 +7,13 @@ import time
 from qubes_storage.values import format_size
 
 
+def printable(text):
+    """A text on one line in which nothing speaks to the terminal: names may be of anyone."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
 def size(value):
     """A size for people; None is one that cannot be told."""
     return "-" if value is None else format_size(value)
@@ -14,7 +21,7 @@ def size(value):
 
 def table(head, rows, right=()):
     """Lines of aligned columns; those with a number in ``right`` are aligned there."""
-    rows = [["-" if cell in (None, "") else str(cell) for cell in row] for row in rows]
+    rows = [["-" if cell in (None, "") else printable(cell) for cell in row] for row in rows]
     if head:
         rows.insert(0, head)
     widths = [max(map(len, column)) for column in zip(*rows)]

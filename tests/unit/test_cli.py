@@ -139,6 +139,22 @@ def test_orphans_are_listed_with_their_sizes(call, machine):
     ]
 
 
+def test_names_that_others_gave_say_nothing_to_the_terminal(call, machine):
+    machine.mkdir(f"{LIB}/appvms/a\ndefault  9.9 GiB  work")
+    machine.mkdir(f"{LIB}/appvms/b\x1b]0;title\x07\u202e\udcff")
+    machine.write(f"{LIB}/appvms/work/\x1b[31mred\nVM dom0: is gone", b"")
+    with open(machine.path("/etc/qubes/storage.conf"), "a", encoding="ascii") as file:
+        file.write("[x]\ndriver=xen\ndir_path=/mnt/\x1b[2J\n")
+    for args in (["orphans"], ["verify"], ["pool", "list"], ["report"], ["pool", "info", "x"]):
+        out = call(*args)[1]
+        assert all(line.isprintable() for line in out.split("\n")), args
+    assert f"{LIB}/appvms/a\\ndefault  9.9 GiB  work" in call("orphans")[1]
+    assert f"{LIB}/appvms/b\\x1b]0;title\\x07\\u202e\\udcff" in call("orphans")[1]
+    assert f"{LIB}/appvms/work/\\x1b[31mred\\nVM dom0: is gone: has no" in call("verify")[1]
+    assert "\\x1b[2J" in call("pool", "add", "y", "dir_path=/mnt/\x1b[2J")[2]
+    assert json.loads(call("pool", "list", "--json")[1])["x"]["dir_path"] == "/mnt/\x1b[2J"
+
+
 def test_disks_are_printed(call, machine):
     disks = machine.connect().disks("work")
     assert call("disks", "work")[1] == "".join(disks.values())
