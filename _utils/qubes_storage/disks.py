@@ -23,7 +23,8 @@ class Disks:
         vm = self.get_vm(name)
         vmdir = self._vmdir(vm)
         with_volatile = not vm.klass.is_hvm  # an HVM has no initramfs that would ask for it
-        self._check_no_links(vm)
+        for each in (vm, self.get_vm(vm.template)) if vm.template else (vm,):
+            self._check_no_links(each)
         private = "" if vm.klass.name == "DispVM" else _disk(f"{vmdir}/private.img", "xvdb")
         return {
             "rootdev": self._rootdev(vm, vmdir),
@@ -34,15 +35,23 @@ class Disks:
 
     def _check_no_links(self, vm):
         """Refuse to name what is no file: who attaches it would follow it."""
-        fd = None if vm.klass.name == "AdminVM" else self.pool_of(vm).open_vm(vm)
-        if fd is None:
+        if vm.klass.name == "AdminVM":
             return
+        path, pool = self._vmdir(vm), self.pool_of(vm)
+        try:
+            fd = files.open_inside(pool.root, pool.dir_path, vm.klass.subdir, vm.dirname)
+        except FileNotFoundError:  # nor is anything in it that could be followed
+            return
+        except OSError as err:
+            raise StoragePoolException(
+                f"VM {vm.name}: {path}: cannot be opened: {err.strerror}; put its directory there,"
+                " not a link, and run as root"
+            ) from err
         with files.closing(fd):
             for name in vm.images.values():
                 if files.exists(fd, name) and not image.measure(fd, name):
                     raise StoragePoolException(
-                        f"VM {vm.name}: {self._vmdir(vm)}/{name} is no file; put the image in its"
-                        " place"
+                        f"VM {vm.name}: {path}/{name} is no file; put the image in its place"
                     )
 
     def _vmdir(self, vm):
