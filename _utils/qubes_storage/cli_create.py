@@ -79,12 +79,12 @@ def _klass(command, args):
     return "StandaloneVM" if args.standalone else "AppVM"
 
 
-def _check(args, standalone):
+def _check(args, standalone, local):
     """What qvm-create checks before it looks at the system, in its order."""
     name = args.name
     if args.label is None:
         raise InvalidInput(f"VM {name}: choose its label with -l: {', '.join(LABELS)}")
-    if args.label not in LABELS:
+    if local and args.label not in LABELS:  # R4 has labels of its own, and looks itself
         raise InvalidInput(
             f"VM {name}: unknown label {args.label!r}; it is one of {', '.join(LABELS)}"
         )
@@ -104,8 +104,8 @@ def _check(args, standalone):
 def _declared(system, args, klass):
     """The arguments of ``create_vm``."""
     standalone = args.standalone or args.hvm_template or (args.hvm and args.template is None)
-    _check(args, standalone)
     local = system.backend == "local"
+    _check(args, standalone, local)
     found = {"klass": klass, "label": args.label, "template": args.template, "pool": args.pool}
     if args.template is not None:
         _check_template(system, args)

@@ -6,6 +6,7 @@ import pytest
 from qubes_storage import cli
 
 from tests.r4.machine import machine, writes
+from tests.r4.words import LABELS
 
 
 @pytest.fixture
@@ -49,6 +50,17 @@ def test_a_vm_is_made_grown_cloned_and_removed(daemon_and_call):
         assert (code, err) == (0, ""), args
     assert "new" not in daemon.vms
     assert daemon.vms["other"].volumes["private"].size == 5 * 1024**3
+
+
+def test_labels_are_those_that_the_daemon_has(daemon_and_call, monkeypatch):
+    daemon, call = daemon_and_call
+    code, out, err = call("create", "-t", "fedora", "-l", "pink", "new")
+    assert (code, out) == (1, "")
+    assert "unknown label 'pink'; it is one of red" in err
+    for place in ("qubesd", "methods"):
+        monkeypatch.setattr(f"tests.r4.{place}.LABELS", (*LABELS, "pink"))
+    assert call("create", "-t", "fedora", "-l", "pink", "new")[0] == 0
+    assert daemon.vms["new"].set["label"] == "pink"
 
 
 @pytest.mark.parametrize(
