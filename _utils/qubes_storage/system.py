@@ -23,6 +23,7 @@ from qubes_storage.reverting import Reverting
 from qubes_storage.vms import VMs
 
 SOCKET = "/var/run/qubesd.sock"
+_MAX_SOCKET = 107  # bytes, of the path of one
 BACKENDS = ("auto", "local", "admin")
 _HEADER = b"""\
 # Storage pools of this machine: a section each, with a driver (or class) and its options.
@@ -234,6 +235,16 @@ def _has_socket(path):
         return False
 
 
+def _check_socket(path):
+    if not isinstance(path, (str, os.PathLike)) or "\0" in str(path):
+        raise InvalidInput(f"qubes_storage.socket: {path!r} is no path of a socket; write one")
+    if len(os.fsencode(path)) > _MAX_SOCKET:
+        raise InvalidInput(
+            f"qubes_storage.socket: {path} has more than {_MAX_SOCKET} bytes, the most that a"
+            " socket's path has; make a shorter link to its directory, and name that"
+        )
+
+
 def connect_as(option):
     """The machine that the settings name; ``option(key)`` gives the value of one, or None."""
     return connect(
@@ -286,8 +297,11 @@ def connect(root="/", backend="auto", socket=None):
         raise InvalidInput(f"qubes_storage.root: {root!r} is not an absolute path; write one")
     _check_python()
     root = os.path.realpath(root)
+    _check_socket(socket or SOCKET)
     if backend == "auto":
         there = _has_socket(socket or SOCKET) and (root == "/" or socket)
+        if socket and not there and os.path.exists(socket):
+            raise InvalidInput(f"qubes_storage.socket: {socket} is no socket; name qubesd's")
         backend = "admin" if there else "local"
     if backend == "admin":
         return admin.AdminSystem(socket or SOCKET, root)

@@ -44,6 +44,24 @@ def test_modules_belong_in_a_dom0_or_where_a_root_is_set(tmp_path):
         assert system.why_not({f"qubes_storage.{key}": value}.get, qubes_storage.VERSION) is None
 
 
+@pytest.mark.parametrize(
+    ("socket", "message"),
+    [
+        ("/etc/passwd", "/etc/passwd is no socket; name qubesd's"),
+        (f"/{'x' * 107}", "has more than 107 bytes"),
+        ("/run/\0", "is no path of a socket"),
+        (5, "5 is no path of a socket"),
+    ],
+)
+def test_a_socket_that_is_none_is_refused(root, socket, message):
+    with pytest.raises(InvalidInput, match=message):
+        qubes_storage.connect(root, socket=socket)
+
+
+def test_a_socket_that_is_not_there_leaves_the_files(root):
+    assert qubes_storage.connect(root, socket="/nowhere/qubesd.sock").backend == "local"
+
+
 CONNECT = "import qubes_storage, sys; qubes_storage.connect(sys.argv[1]).list_pools()"
 
 
