@@ -30,16 +30,12 @@ def main(argv=None):
     args = _parse(argv)
     image.watch = None if getattr(args, "quiet", False) else cli_output.progress()
     try:
-        system = qubes_storage.connect(os.path.abspath(args.root), args.backend, args.socket)
-        result, lines, code = args.run(system, args)
-        _show(args, result, lines)
-        sys.stdout.flush()
+        result, lines, code = args.run(_connect(args), args)
+        if not _shown(args, result, lines):
+            return 1
     except KeyboardInterrupt:
         _tell("interrupted; what was begun is undone, or the next run finishes it")
         return INTERRUPTED
-    except BrokenPipeError:  # whoever reads had enough, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (OSError, StoragePoolException) as err:
         _tell(err)
         return 1
@@ -48,16 +44,48 @@ def main(argv=None):
     return code
 
 
-def _show(args, result, lines):
-    if args.json:
-        print(json.dumps(result, indent=2))
-    elif not getattr(args, "quiet", False):
-        for line in lines:
-            print(line if args.exact else cli_output.printable(line))
+def _connect(args):
+    for option in ("root", "socket"):
+        if getattr(args, option) == "":
+            raise InvalidInput(f"--{option}: is empty; name one or leave it out")
+    # Who names a socket means it, whatever lies there.
+    backend = "admin" if args.socket and args.backend == "auto" else args.backend
+    return qubes_storage.connect(os.path.abspath(args.root), backend, args.socket)
+
+
+def _shown(args, result, lines):
+    """Show what came of it; False, and why, if that could not be written."""
+    changing = hasattr(args, "quiet")
+    try:
+        if args.json:
+            print(json.dumps(result, indent=2))
+        elif not (changing and args.quiet):
+            for line in lines:
+                print(line if args.exact else cli_output.printable(line))
+        sys.stdout.flush()
+    except OSError as err:
+        _silence(sys.stdout)
+        if changing:
+            _tell(
+                f"it is done, but could not be shown: {err.strerror}; see it with a command such"
+                " as qubes-storage report"
+            )
+        elif not isinstance(err, BrokenPipeError):  # whoever reads had enough, as head does
+            _tell(f"standard output: {err.strerror}; have it written elsewhere")
+        return False
+    return True
 
 
 def _tell(message):
-    print(f"qubes-storage: {cli_output.printable(message)}", file=sys.stderr)
+    try:
+        print(f"qubes-storage: {cli_output.printable(message)}", file=sys.stderr)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(stream):
+    """What is left of it goes nowhere, or Python would fail on it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parse(argv):
@@ -80,7 +108,8 @@ def _parser():
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="local: R3.2's files; admin: R4's Admin API; auto: admin where its socket is",
+        help="local: R3.2's files; admin: R4's Admin API; auto: admin where its socket is, or where"
+        " --socket is given",
     )
     parser.add_argument("--socket", metavar="PATH", help=f"where qubesd listens ({SOCKET})")
     parser.add_argument("--json", action="store_true", help="print what is returned, as JSON")

@@ -17,7 +17,9 @@ class is given) or class, dir_path and whatever else the driver takes; and the g
 def add(commands, reading, writing):
     """Add the command, which has commands of its own, to those there are."""
     text = "list, show, add, change or remove pools"
-    pool = commands.add_parser("pool", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    pool = commands.add_parser(
+        "pool", parents=[reading], help=text, description=f"{text[0].upper()}{text[1:]}."
+    )
     verbs = pool.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def verb(name, run, parents, text):

@@ -314,6 +314,57 @@ def test_as_the_manual_runs_a_copy_nothing_of_the_current_directory_is_imported(
     assert "work" in done.stdout
 
 
+@pytest.mark.parametrize("where", [">/dev/full", "| true"])
+def test_what_could_not_be_shown_is_told_to_be_done(machine, where):
+    def run(*args):
+        line = f"{{ sleep .2; {shlex.join(command(machine, *args))}; echo =$? >&2; }} {where}"
+        return subprocess.run(line, shell=True, env=ENV, check=False, capture_output=True).stderr
+
+    told = run("pool", "add", "foo", "dir_path=/mnt/foo").decode()
+    why = "No space left on device" if "full" in where else "Broken pipe"
+    assert told == (
+        f"qubes-storage: it is done, but could not be shown: {why}; see it with a command such as"
+        " qubes-storage report\n=1\n"
+    )
+    assert "foo" in machine.connect().list_pools()
+    told = run("ls").decode()
+    if "full" in where:
+        full = "qubes-storage: standard output: No space left on device; have it written elsewhere"
+        assert told == f"{full}\n=1\n"
+    else:
+        assert told == "=1\n"
+
+
+def test_an_error_that_cannot_be_shown_is_an_error_still(machine):
+    for args, code in (["remove", "nope"], 1), (["clone", "work", "new", "-p", "/x"], 0):
+        line = f"{shlex.join(command(machine, *args))} 2>/dev/full"
+        done = subprocess.run(line, shell=True, env=ENV, check=False, capture_output=True)
+        assert done.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--root", ""], "--root: is empty; name one or leave it out"),
+        (["--socket", ""], "--socket: is empty; name one or leave it out"),
+        (["--socket", "/etc/passwd"], "/etc/passwd: qubesd does not listen there"),
+        (["--socket", "/nowhere/sock"], "/nowhere/sock: qubesd does not listen there"),
+        (["--socket", f"/{'x' * 200}"], "has more than 107 bytes, the most that a socket's path"),
+    ],
+)
+def test_a_machine_that_is_none_is_told_as_that(call, args, message):
+    code, out, err = call(*args, "ls")
+    assert (code, out) == (1, "")
+    assert message in err
+
+
+def test_json_stands_before_or_behind_each_word(call):
+    found = call("pool", "list", "--json")
+    assert "default" in json.loads(found[1])
+    for words in (["--json", "pool", "list"], ["pool", "--json", "list"]):
+        assert call(*words) == found
+
+
 def test_a_machine_below_a_relative_root(machine, monkeypatch, capsys):
     monkeypatch.chdir(machine.root.parent)
     assert cli.main(["--root", "root", "ls"]) == 0
