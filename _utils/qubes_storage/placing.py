@@ -1,7 +1,7 @@
 """Where pools and VMs may lie: not over another, not on a disk that is not there."""
 
-import copy
 import contextlib
+import copy
 import os
 import stat
 
