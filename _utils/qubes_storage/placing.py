@@ -232,14 +232,13 @@ def _holds(pool, vm):
 
 
 def _has_dirs(pool, subdir):
-    """Whether a directory of a pool, as it is seen now, has any that may be a VM's."""
+    """Whether a directory of a pool, as it is seen now, has any, be it what a dead run left."""
     try:
         fd = pool.open_subdir(subdir)
     except StoragePoolException:
         return False
     with files.closing(fd):
-        found = files.entries(fd)
-        return any(stat.S_ISDIR(there.st_mode) and name[0] != "." for name, there in found)
+        return any(stat.S_ISDIR(there.st_mode) for _, there in files.entries(fd))
 
 
 def _is_of(vm, pool, other):

@@ -97,7 +97,7 @@ class Removal:
         ``(pool, vm, paths)`` of what a dead run left where the registry has no VM of a name; while
         nobody can tell where it has one, nothing is.
         """
-        if not isinstance(name, str) or "/" in name:
+        if not isinstance(name, str) or "/" in name or name in (".", ".."):
             return
         sections = self.sections()
         entry, there = self.registry().by_name.get(name), self.find_vm(name)
