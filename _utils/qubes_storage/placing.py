@@ -189,8 +189,8 @@ class Placing(Directories):
         if type(old) is type(pool) and "dir_path" not in moved:
             return  # another word for the same class
         before = copy.copy(pool)
-        before.dir_path = in_force(name, self.sections()[name]).get("dir_path", "")
-        knows = is_place(before.dir_path) and "dir_path" in moved
+        before.dir_path = self._dir_path(name) or ""
+        knows = before.dir_path and "dir_path" in moved
         there = knows and any(_holds(before, vm) for vm in with_images)
         wrong = old is None or (moved == ["dir_path"] and with_images)
         if vms and (there or not wrong):
