@@ -16,6 +16,7 @@ import contextlib
 
 import qubes_storage
 from qubes_storage import foretelling, system, values
+from qubes_storage.telling import Told, printable
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 from salt.utils.args import clean_kwargs
 
@@ -31,7 +32,7 @@ def __virtual__():
 
 
 def _system(run=None):
-    return foretelling.connect_as(lambda key: __salt__["config.option"](key, None), run)
+    return Told(foretelling.connect_as(lambda key: __salt__["config.option"](key, None), run))
 
 
 @contextlib.contextmanager
@@ -39,9 +40,9 @@ def _errors():
     try:
         yield
     except qubes_storage.InvalidInput as err:
-        raise SaltInvocationError(str(err)) from err
+        raise SaltInvocationError(printable(str(err))) from err
     except (OSError, qubes_storage.StoragePoolException) as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(printable(str(err))) from err
 
 
 def list_():

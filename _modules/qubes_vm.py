@@ -8,6 +8,7 @@ import contextlib
 
 import qubes_storage
 from qubes_storage import foretelling, system, values
+from qubes_storage.telling import Told, printable
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "qubes_vm"
@@ -21,7 +22,7 @@ def __virtual__():
 
 
 def _system(run=None):
-    return foretelling.connect_as(lambda key: __salt__["config.option"](key, None), run)
+    return Told(foretelling.connect_as(lambda key: __salt__["config.option"](key, None), run))
 
 
 @contextlib.contextmanager
@@ -29,9 +30,9 @@ def _errors():
     try:
         yield
     except qubes_storage.InvalidInput as err:
-        raise SaltInvocationError(str(err)) from err
+        raise SaltInvocationError(printable(str(err))) from err
     except (OSError, qubes_storage.StoragePoolException) as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(printable(str(err))) from err
 
 
 def list_():

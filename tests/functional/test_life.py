@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import salt.payload
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 from tests.functional.conftest import snapshot
@@ -140,3 +141,21 @@ def test_what_cannot_be_is_an_error_and_changes_nothing(modules, root, pools, ca
     with pytest.raises(error, match=match):
         call(modules.qubes_vm)
     assert snapshot(root) == before
+
+
+def test_a_file_name_that_is_no_utf_8_is_told_escaped(states, modules, root, pools):
+    here = os.fsencode(root / APPVMS)
+    os.makedirs(here + b"/\xff\xfe/x")
+    with open(here + b"/work/bad\xff.img", "w"):
+        pass
+    shown = f"/{APPVMS}/work/bad\\xff.img"
+    kept = states.qubes_vm.absent("work")
+    gone = states.qubes_vm.absent("work", purge=True, test=True)
+    orphans, problems = modules.qubes_pool.orphans(), modules.qubes_vm.verify("work")
+    assert shown in kept.comment
+    assert shown in gone.changes["deleted"]["old"]
+    assert [orphan["path"] for orphan in orphans] == [f"/{APPVMS}/\\xff\\xfe"]
+    assert problems == [f"{shown}: has no business here; move it away"]
+    salt.payload.dumps([kept.raw, gone.raw, orphans, problems])
+    assert states.qubes_vm.absent("work", purge=True).result is True
+    assert not os.path.exists(here + b"/work")
