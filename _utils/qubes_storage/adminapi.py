@@ -34,6 +34,7 @@ _READING = re.compile(
     r"|admin\.vm\.device\.[a-z]+\.(List|Assigned|Attached|Available)"
 )
 _kept = {}  # {socket: {request: (time, Answer)}}
+_done = {}  # what others had done when it was last looked at
 
 
 class Answer(NamedTuple):
@@ -184,6 +185,16 @@ def check_value(value, what):
     return value
 
 
+def forget_before(begins, done):
+    """
+    Forget what was read when a run begins, and if others have done something since: ``done`` is a
+    number that tells of it. So a run that asks for many VMs still asks for each once.
+    """
+    if begins or done != _done.get("by others"):
+        _kept.clear()
+    _done["by others"] = done
+
+
 class Client:
     """
     Calls to the qubesd that listens on a socket.
@@ -191,7 +202,7 @@ class Client:
     Answers of reading calls are kept for all clients of that socket in this process, because each
     function of Salt makes a system of its own and a run asks the same again and again. A kept
     answer is used for at most :py:data:`KEEP` seconds, any writing call forgets them all, and so
-    does :py:meth:`refresh`. Whoever writes refreshes first, and who refuses looks
+    do :py:meth:`refresh` and :py:func:`forget_before`. Whoever writes refreshes first, and who refuses looks
     again, so only "there is nothing to do" and what a test run shows can rest on a kept answer.
 
     There is no timeout: a ``file`` pool that copies an image stops the whole daemon until it has

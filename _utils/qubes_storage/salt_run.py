@@ -3,7 +3,7 @@
 import copy
 import functools
 
-from qubes_storage import guards
+from qubes_storage import adminapi, guards
 from qubes_storage.admin.pool_plan import PLACE
 from qubes_storage.declared import Declared
 from qubes_storage.vm import KLASSES
@@ -13,9 +13,20 @@ _STATES = {"pool": ("qubes_pool", "qvm-pool"), "VM": ("qubes_vm",), "path": ("fi
 
 def handed_over(state):
     """What a state hands over in test mode, else None; ``state`` is its module's ``globals()``."""
+    adminapi.forget_before(*_done_by_others(state.get("__running__") or {}))
     if not state["__opts__"]["test"]:
         return None
     return state.get("__lowstate__"), state.get("__running__")
+
+
+def _done_by_others(returns):
+    """
+    ``(whether the run begins, a number)`` that changes when others than the states of this process
+    have done something; one that runs in parallel is another process.
+    """
+    mine = tuple(f"{state}_|-" for kind in ("pool", "VM") for state in _STATES[kind])
+    others = sum(not tag.startswith(mine) for tag in returns)
+    return others == len(returns), others + sum("__parallel__" in ret for ret in returns.values())
 
 
 def not_done(ret, err):
