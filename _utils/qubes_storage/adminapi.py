@@ -202,8 +202,9 @@ class Client:
     Answers of reading calls are kept for all clients of that socket in this process, because each
     function of Salt makes a system of its own and a run asks the same again and again. A kept
     answer is used for at most :py:data:`KEEP` seconds, any writing call forgets them all, and so
-    do :py:meth:`refresh` and :py:func:`forget_before`. Whoever writes refreshes first, and who refuses looks
-    again, so only "there is nothing to do" and what a test run shows can rest on a kept answer.
+    do :py:meth:`refresh` and :py:func:`forget_before`. Whoever writes refreshes first, and who
+    refuses looks again, so only "there is nothing to do" and what a test run shows can rest on a
+    kept answer.
 
     There is no timeout: a ``file`` pool that copies an image stops the whole daemon until it has
     finished, and giving up then would leave half a change.

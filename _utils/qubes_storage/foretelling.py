@@ -11,6 +11,7 @@ import os
 
 from qubes_storage import system
 from qubes_storage.admin import AdminSystem
+from qubes_storage.admin.then import AdminThen
 from qubes_storage.blame import of_driver
 from qubes_storage.exc import InvalidInput, StoragePoolException, Waits
 from qubes_storage.pool import make_pool, pick
@@ -203,7 +204,7 @@ class _Local(_Then, Files, system.System):
         )
 
 
-class _Admin(_Then, AdminSystem):
+class _Admin(AdminThen, _Then, AdminSystem):
     def list_pools(self):
         """``{name: {option: value}}`` as the daemon will have it."""
         return self._settled(super().list_pools())

@@ -11,6 +11,9 @@ from qubes_storage.vm import KLASSES
 _STATES = {"pool": ("qubes_pool", "qvm-pool"), "VM": ("qubes_vm",), "path": ("file", "mount")}
 
 
+_POOLS = tuple(f"{state}_|-" for state in _STATES["pool"])
+
+
 def handed_over(state):
     """What a state hands over in test mode, else None; ``state`` is its module's ``globals()``."""
     adminapi.forget_before(*_done_by_others(state.get("__running__") or {}))
@@ -104,6 +107,45 @@ class Run:
 
     def _purge(self, tag):
         return "directories" in self.changed(tag) or self.given(tag).get("purge")
+
+    @property
+    def others(self):
+        """Whether others than states of pools and VMs would change something."""
+        mine = tuple(f"{state}_|-" for kind in ("pool", "VM") for state in _STATES[kind])
+        done = (tag for tag, ret in self._returns.items() if ret["result"] is None)
+        return not all(tag.startswith(mine) for tag in done)
+
+    def goes(self, name):
+        """Whether a VM goes."""
+        return any(function == "absent" for _, function, _ in self.of("VM", name))
+
+    def declared(self, name):
+        """What they declare of a VM that will be there; what is known of its changes over that."""
+        found = {}
+        for _, function, tag in self.of("VM", name):
+            changes = self._returns[tag]["changes"] if function == "present" else {}
+            new = {key: changes[key]["new"] for key in ("klass", "template") if key in changes}
+            found.update({**self.given(tag), **new} if function == "present" else {})
+        return {key: value for key, value in found.items() if value is not None}
+
+    def driver(self, pool):
+        """The driver of a pool that they make."""
+        options = self.pools[pool][0]
+        if "driver" in options:
+            return options["driver"]
+        low = self.given(next(tag for *_, tag in self.of("pool", pool)))
+        given = copy.deepcopy(low.get("options"))
+        return Declared(pool, low.get("driver"), given, None, None, {}).options.get("driver")
+
+    def defaults(self, keys):
+        """``[{property: pool}]`` of the default pools that each state sets."""
+        found = []
+        for tag, ret in self._returns.items():
+            if tag.startswith(_POOLS) and tag.endswith("_|-default") and ret["result"] is None:
+                new = {key: each["new"] for key, each in ret["changes"].items()}
+                low = {} if new else self.given(tag)  # it waits itself
+                found.append(new or {key: low[key] for key in keys if low.get(key) is not None})
+        return found
 
     def leaves(self, name, key, used):
         """Whether a VM goes, or has another ``key`` than ``used`` then."""

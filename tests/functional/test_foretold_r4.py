@@ -111,3 +111,134 @@ def test_what_nobody_changed_is_read_once(run, daemon):
     methods = [call.method for call in daemon.log]
     assert methods.count("admin.vm.List") == 1
     assert len(methods) < 4 * len(vms)
+
+
+OLD = ("qubes_pool.absent", "old", {})
+PURGE = {"purge": True}
+
+
+@pytest.fixture
+def old(daemon):
+    """A pool that is the default one, and takes nothing."""
+    daemon.add_pool("old", "file-reflink", dir_path="/mnt/btrfs/old")
+    daemon.globals.set["default_pool"] = "old"
+    daemon.usage["old"] = {"data_size": 1 << 30, "data_usage": 1 << 30}
+
+
+def test_the_default_pools_that_the_run_sets_count(foretold, old):
+    told = foretold(
+        ("qubes_pool.present", "new", {"driver": "file-reflink", "dir_path": "/mnt/ssd/new"}),
+        ("qubes_pool.default", "all", {"default_pool": "new"}),
+        ("qubes_pool.default", "root", {"default_pool_root": "new"}),
+        ("qubes_vm.present", "app", {}),
+        ("qubes_pool.default", "private", {"default_pool_private": "btrfs"}),
+        OLD,
+        ("qubes_pool.absent", "btrfs", {}),
+    )
+    assert told["all"] == "Default pools wait for pool new"
+    assert told["app"] == "VM app waits for pool new"
+    assert told["old"] == "Pool old would be removed"
+    assert "is the default_pool_private;" in told["btrfs"]
+
+
+@pytest.mark.parametrize(("pool", "made"), [("ssd", True), ("old", False)])
+def test_a_vm_without_a_pool_goes_where_the_run_has_new_ones_go(foretold, there, old, pool, made):
+    there[1].set_pool("old", min_free="900TiB")
+    there[0].globals.set["default_pool"] = "old" if made else "ssd"
+    told = foretold(
+        ("qubes_pool.default", "all", {"default_pool": pool}), ("qubes_vm.present", "app", {})
+    )
+    assert (told["app"] == "VM app would be created") is made
+
+
+@pytest.mark.parametrize(
+    ("vm", "comment"),
+    [
+        (("new", {"pool": "ssd"}), "VMs lie in it (new)"),
+        (("new", {"volumes": {"volatile": {"pool": "ssd"}}}), "VMs lie in it (new)"),
+        (("vault", {"pool": "ssd", "migrate": True}), "VMs lie in it (vault)"),
+        (("alone", {"pool": "btrfs", "migrate": True}), "waits for alone, work to leave it"),
+        (
+            ("alone", {"pool": "btrfs", "volumes": {"root": {"pool": "ssd"}}, "migrate": True}),
+            "VMs lie in it (alone)",
+        ),
+    ],
+)
+def test_a_pool_goes_if_all_vms_of_the_run_leave_it(foretold, daemon, vm, comment):
+    if vm[0] == "alone":
+        daemon.add_vm("alone", "StandaloneVM", pool="ssd")
+    left = {"volumes": {"private": {"pool": "btrfs"}}, "migrate": True}
+    told = foretold(
+        ("qubes_vm.present", "work", left),
+        ("qubes_vm.present", *vm),
+        ("qubes_pool.absent", "ssd", {}),
+    )
+    assert comment in told["ssd"]
+
+
+def test_a_template_stays_for_the_vms_that_the_run_makes_on_it(foretold, daemon):
+    del daemon.globals.set["default_template"]
+    gone = [("qubes_vm.absent", vm, PURGE) for vm in ("work", "vault")]
+    new = ("qubes_vm.present", "new", {"template": "fedora"})
+    told = foretold(new, *gone, ("qubes_vm.absent", "fedora", PURGE))
+    assert "is named by new's template" in told["fedora"]
+
+
+@pytest.mark.parametrize(
+    ("absent", "later"),
+    [
+        (("qubes_pool.absent", "btrfs", {}), ("qubes_vm.present", "new", {"pool": "btrfs"})),
+        (
+            ("qubes_pool.absent", "btrfs", {}),
+            ("qubes_pool.default", "d", {"default_pool": "btrfs"}),
+        ),
+        (("qubes_vm.absent", "debian", PURGE), ("qubes_vm.present", "n", {"template": "debian"})),
+        (("qubes_vm.absent", "debian", PURGE), ("qubes_vm.present", "n", {"clone_from": "debian"})),
+    ],
+)
+def test_what_went_before_is_not_there(foretold, daemon, absent, later):
+    daemon.add_vm("debian", "TemplateVM")
+    told = foretold(absent, later)
+    assert "no pool btrfs;" in told[later[1]] or "debian is not there;" in told[later[1]]
+
+
+NEW = {"driver": "file", "dir_path": "/mnt/new"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "comment"),
+    [
+        (("work", {"pool": "new"}), "its private volume lies in pool ssd, not in new;"),
+        (("x", {"pool": "new", "label": "pink"}), "unknown label 'pink'"),
+        (("x", {"template": "t", "pool": "nowhere"}), "qubesd has no pool nowhere"),
+        (("x", {"template": "t", "volumes": {"root": "20GiB"}}), "snapshot of its template's"),
+        (("x", {"template": "a"}), "a is of class AppVM; AppVM runs on TemplateVM"),
+        (("x", {"clone_from": "a", "klass": "StandaloneVM"}), "is of class AppVM, not Standalone"),
+        (("x", {"klass": "DispVM", "template": "a"}), "a is no disposable template"),
+        (
+            ("x", {"pool": "new", "volumes": {"private": {"revisions_to_keep": 3}}}),
+            "3 is not what driver file can keep",
+        ),
+        (("x", {"pool": "new"}), "VM x waits for pool new"),
+        (("x", {"template": "t", "pool": "new"}), "VM x waits for template t and pool new"),
+        (("work", {"pool": "new", "migrate": True}), "VM work waits for pool new"),
+    ],
+)
+def test_what_waits_is_wrong_in_nothing_else(foretold, declared, comment):
+    told = foretold(
+        ("qubes_pool.present", "new", NEW),
+        ("qubes_vm.present", "t", {"klass": "TemplateVM"}),
+        ("qubes_vm.present", "a", {"template": "fedora"}),
+        ("qubes_vm.present", *declared),
+    )
+    assert comment in told[declared[0]]
+
+
+def test_a_disposable_waits_for_a_template_that_another_state_may_put_right(run, call):
+    declared = (
+        ("qubes_vm.present", "a", {"template": "fedora"}),
+        call("admin.vm.property.Set", "a", "template_for_dispvms", b"True"),
+        ("qubes_vm.present", "x", {"klass": "DispVM", "template": "a"}),
+    )
+    assert run(*declared, test=True)["x"]["comment"] == "VM x waits for template a"
+    assert run(*declared)["x"]["result"] is True

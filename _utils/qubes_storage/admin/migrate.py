@@ -63,7 +63,7 @@ class AdminMigrate(AdminCopy):
         running = [
             vm
             for vm, _ in self.named_by(name)
-            if vm not in (None, name) and listed[vm].state != "Halted"
+            if vm not in (None, name) and vm in listed and listed[vm].state != "Halted"
         ]
         if running:
             raise StoragePoolException(

@@ -11,7 +11,7 @@ from qubes_storage.exc import AlreadyThere, InvalidInput, StoragePoolException
 from qubes_storage.values import normalise, shown
 
 DEFAULTS = tuple(f"default_pool{end}" for end in ("", "_root", "_private", "_volatile", "_kernel"))
-_FOLLOWING = DEFAULTS[1:4]  # where they are not set, they are what default_pool is
+FOLLOWING = DEFAULTS[1:4]  # where they are not set, they are what default_pool is
 
 
 class NotAllGone(StoragePoolException):
@@ -106,20 +106,16 @@ class AdminPools(AdminPoolPlan):
         config = self.pool_config(check_pool_name(name))
         if config is None:
             return {}
-        vms = [
-            vm
-            for vm in self.vm_names()
-            if any(volume.pool == name for volume in self.volumes(vm, kernel=True).values())
-        ]
-        if vms:
-            raise StoragePoolException(
-                f"pool {name}: VMs lie in it ({shown(vms)}); migrate or remove them first",
-                waits_for=[("pool of", vm, name) for vm in vms],
-            )
         used_as = [key for key, pool in self.default_pools().items() if pool == name]
         if used_as:
             raise StoragePoolException(
                 f"pool {name}: is the {', '.join(used_as)}; set another with qubes_pool.default"
+            )
+        vms = self.vms_in(name)
+        if vms:
+            raise StoragePoolException(
+                f"pool {name}: VMs lie in it ({shown(vms)}); migrate or remove them first",
+                waits_for=[("pool of", vm, name) for vm in vms],
             )
         if purge:
             guards.check_mount(self.root, name, self.guards(name))
@@ -130,6 +126,14 @@ class AdminPools(AdminPoolPlan):
         if empty:
             changes["directories"] = {"old": empty, "new": []}
         return changes
+
+    def vms_in(self, pool):
+        """The names of the VMs that have a volume in a pool."""
+        return [
+            vm
+            for vm in self.vm_names()
+            if any(volume.pool == pool for volume in self.volumes(vm, kernel=True).values())
+        ]
 
     def _empty_dirs(self, path):
         """
@@ -226,7 +230,7 @@ class AdminPools(AdminPoolPlan):
     def _following(self, pool):
         """``{property: pool}`` of those that change with ``default_pool``; None is no change."""
         found = self.system_properties()
-        keys = (key for key in _FOLLOWING if key in found and found[key].default)
+        keys = (key for key in FOLLOWING if key in found and found[key].default)
         return dict.fromkeys(keys if pool is not None else (), pool)
 
     def set_default_pools(self, **pools):

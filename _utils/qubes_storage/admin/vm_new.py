@@ -24,8 +24,12 @@ class AdminVMNew:
                 f"VM {name}: unknown label {label!r}; it is one of {', '.join(labels)}"
             )
 
+    def _there(self, name):
+        """What admin.vm.List says of a VM that another needs, or None."""
+        return self.listed().get(name)
+
     def _source(self, name, source, word):
-        found = self.listed().get(check_vm_name(source))
+        found = self._there(check_vm_name(source))
         if found is None:
             raise StoragePoolException(
                 f"VM {name}: its {word} {source} is not there; declare or create it first",
@@ -151,7 +155,8 @@ class AdminVMNew:
                 to = sources[volume].pool
             if to is not None:
                 plan.pools[volume] = to
-            elif defaults.get(f"default_pool_{volume}"):
+            elif defaults.get(f"default_pool_{volume}") and not plan.copied:
+                self.check_pool(defaults[f"default_pool_{volume}"], f"VM {name}: volume {volume}")
                 self.check_growth(defaults[f"default_pool_{volume}"])
         for volume, options in wanted.items():
             if "pool" in options:
