@@ -4,6 +4,7 @@ import os
 import uuid
 
 GIB = 1024**3
+EXTENT = 4 * 1024**2  # what LVM allocates at once
 SIZES = {"private": 2 * GIB, "root": 10 * GIB, "volatile": 10 * GIB}
 VOLUMES = ("root", "private", "volatile", "kernel")
 DRIVERS = {
@@ -305,6 +306,8 @@ class Volume:
             raise Fault("StoragePoolException", "file pool cannot export running volumes")
         # Of a running VM the state before its start is copied.
         self.size = source.clean_size if source_runs else source.size
+        if self.pool.driver == "lvm_thin":
+            self.size += -self.size % EXTENT
         self.commit(source.data)
 
 

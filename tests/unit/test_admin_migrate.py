@@ -174,6 +174,19 @@ def test_the_pool_that_a_vm_moves_to_has_to_have_room_for_it_and_not_the_one_it_
     assert system.vm_diff("work", **declared) == {}
 
 
+def test_a_volume_that_the_new_pool_rounds_up_moves(there):
+    daemon, system = there
+    daemon.vms["work"].volumes["private"].size = 20 * 1000**3
+    place = {"volume_group": "qubes_dom0", "thin_pool": "vm-pool"}
+    daemon.thin_pools["qubes_dom0/vm-pool"] = {"data_size": 256 * GIB, "data_usage": GIB}
+    daemon.add_pool("thin", "lvm_thin", **place)
+    system.refresh()
+    assert system.migrate_vm("work", "thin") == {"pool": {"old": "ssd", "new": "thin"}}
+    private = daemon.vms["work"].volumes["private"]
+    assert (private.data, private.size) == (DATA, 4769 * 4 * 1024**2)
+    assert whole_copies(daemon) == ["work"]
+
+
 def test_what_cannot_move_is_refused_before_anything_is_written(there):
     daemon, system = there
     with pytest.raises(NotSupported, match="no volumes of its own"):
@@ -347,7 +360,7 @@ def test_a_copy_that_someone_spoils_is_not_relied_on(there):
     assert whole_copies(daemon) == ["work"]
 
 
-def test_a_copy_of_another_size_is_none(there):
+def test_a_copy_that_is_smaller_is_none(there):
     daemon, system = there
 
     def spoil(call, answer):
@@ -356,7 +369,7 @@ def test_a_copy_of_another_size_is_none(there):
         return answer
 
     daemon.after = spoil
-    with pytest.raises(StoragePoolException, match=r"is of another size; the move was undone"):
+    with pytest.raises(StoragePoolException, match=r"is smaller than it; the move was undone"):
         system.migrate_vm("work", "btrfs")
     assert whole_copies(daemon) == ["work"]
 
