@@ -220,6 +220,8 @@ def vm_remove(daemon, vm, _arg, _payload):
         )
     if vm.running and vm.klass != "RemoteVM":
         raise _not_halted(vm)
+    if vm.set.get("installed_by_rpm") == "True":
+        raise Fault("QubesVMInUseError", f"VM installed by package manager: {vm.name}")
     for volume in vm.volumes.values():
         volume.pool.forget(volume.vid)
         volume.image(False)

@@ -1,6 +1,7 @@
 """Moves that keep the name, on each release, killed at every call."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -511,11 +512,39 @@ def test_a_daemon_that_stops_in_the_middle_is_said_and_the_move_goes_on_later(th
     assert furniture(daemon) == before
 
 
-def test_two_moves_at_once_are_refused(there):
-    _, system = there
-    under_way = pytest.raises(StoragePoolException, match="another move is under way")
-    with system.journal.locked("work"), under_way:
-        system.migrate_vm("vault", "ssd")
+@pytest.mark.parametrize("name", ["vault", "work"])
+def test_of_two_moves_at_once_the_second_waits(there, name):
+    daemon, system = there
+    daemon.vms["vault"].set.pop("netvm")
+    second = threading.Thread(target=system.migrate_vm, args=(name, "btrfs"))
+    copies = []
+
+    def begin(call):
+        if call.method == "admin.vm.volume.CloneTo":
+            copies.append(call.dest)
+            if len(copies) == 1:
+                second.start()
+                second.join(0.2)
+                assert second.is_alive()
+
+    daemon.before = begin
+    system.migrate_vm("work", "btrfs")
+    second.join()
+    assert copies == [f"{vm}{end}" for vm in dict.fromkeys(["work", name]) for end in ("-mv1", "")]
+    assert {daemon.vms[vm].volumes["private"].pool.name for vm in ("work", name)} == {"btrfs"}
+
+
+def test_a_move_that_was_waited_for_and_cut_off_is_finished_first(there):
+    daemon, system = there
+    daemon.after = lambda call, answer: answer[:1] if "work" not in daemon.vms else answer
+    with pytest.raises(StoragePoolException, match="was cut off"):
+        system.migrate_vm("work", "btrfs")
+    daemon.after = None
+    with pytest.raises(StoragePoolException, match="its move to pool btrfs was cut off"):
+        system.move("work", {"private": "btrfs"})
+    system.migrate_vm("work", "btrfs")
+    system.resume_move("work")
+    assert whole_copies(daemon) == ["work"]
 
 
 @pytest.mark.parametrize("text", ["{half", '["a list"]'])
@@ -532,3 +561,32 @@ def test_a_journal_that_cannot_be_read_stops_everything_about_its_vm(there, text
         with pytest.raises(StoragePoolException, match="cannot be read"):
             verb()
     assert not writes(daemon)
+
+
+def test_what_dom0_names_is_not_removed_and_moves_with_its_name(there):
+    daemon, system = there
+    daemon.vms["dom0"].set["default_dispvm"] = "vault"
+    daemon.vms["vault"].set["template_for_dispvms"] = "True"
+    system.refresh()
+    with pytest.raises(StoragePoolException, match="is named by dom0's default_dispvm;"):
+        system.vm_remove_diff("vault", purge=True)
+    system.migrate_vm("vault", "btrfs")
+    assert daemon.vms["dom0"].set["default_dispvm"] == "vault"
+    assert daemon.vms["vault"].volumes["private"].pool.name == "btrfs"
+
+
+def test_what_a_package_installed_is_neither_removed_nor_moved(there):
+    daemon, system = there
+    daemon.add_vm("debian", "TemplateVM")
+    daemon.vms["debian"].set["installed_by_rpm"] = "True"
+    forget(daemon, system)
+    for verb in (
+        lambda: system.vm_remove_diff("debian", purge=True),
+        lambda: system.vm_diff("debian", pool="btrfs", migrate=True),
+    ):
+        with pytest.raises(StoragePoolException, match="debian: a package installed it"):
+            verb()
+    daemon.vms["debian"].set["installed_by_rpm"] = "False"
+    forget(daemon, system)
+    system.migrate_vm("debian", "btrfs")
+    assert "removed" in system.remove_vm("debian", purge=True)

@@ -51,6 +51,7 @@ class AdminMigrate(AdminCopy):
     def check_move(self, name, pools):
         """Refuse a move that cannot be: running VMs, those that name it too, and full pools."""
         there = self.get_listed(name)
+        self.check_package(name, "for a move removes it")
         if not OWN.get(there.klass):
             raise NotSupported(
                 f"VM {name}: a {there.klass} has no volumes of its own to move; move its template"
@@ -60,14 +61,12 @@ class AdminMigrate(AdminCopy):
                 f"VM {name}: is {there.state}, and only a halted VM can be moved; shut it down"
             )
         listed = self.listed()
-        running = [
-            vm
-            for vm, _ in self.named_by(name)
-            if vm not in (None, name) and vm in listed and listed[vm].state != "Halted"
-        ]
+        users = {vm for vm, _ in self.named_by(name) if vm != name and vm in listed}
+        states = {vm: listed[vm].state for vm in users if listed[vm].klass != "AdminVM"}
+        running = [vm for vm, state in states.items() if state != "Halted"]
         if running:
             raise StoragePoolException(
-                f"VM {name}: is named by VMs that are not halted ({shown(set(running))}); shut them"
+                f"VM {name}: is named by VMs that are not halted ({shown(running)}); shut them"
                 " down to move it"
             )
         needed = {}
@@ -82,9 +81,15 @@ class AdminMigrate(AdminCopy):
             self.check_growth(pool, size)
 
     def move(self, name, pools):
-        """Move volumes of a VM, ``{volume: pool}``; everything was checked."""
-        with self.journal.locked(name):
+        """Move volumes of a VM, ``{volume: pool}``, once no other moves; everything was checked."""
+        with self.journal.locked(name, wait=True):
             self.refresh()
+            moving = self.pending_move(name)
+            if moving:  # one that was waited for
+                self._unfinished(name, moving, None, False)
+            pools = {v: pool for v, pool in pools.items() if self.get_volume(name, v).pool != pool}
+            if not pools:
+                return
             self.check_move(name, pools)
             there = self.get_listed(name)
             properties = self.get_properties(name)
@@ -120,8 +125,11 @@ class AdminMigrate(AdminCopy):
         Finish a move that was cut off. One that had not removed the original yet is undone and
         begun anew, for the VM may have changed since.
         """
-        with self.journal.locked(name):
+        with self.journal.locked(name, wait=True):
             journal = self.pending_move(name)
+            if journal is None:  # the one that was waited for finished it
+                self.refresh()
+                return
             begin = journal["step"] in _UNDONE and self._is_original(name, journal)
             if begin:
                 self._undo(name, journal)

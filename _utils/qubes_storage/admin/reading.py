@@ -283,9 +283,7 @@ class AdminReading:
             for key, prop in self.system_properties().items()
             if prop.type == "vm" and prop.value == name and not prop.default
         ]
-        for vm, there in self.listed().items():
-            if there.klass == "AdminVM":
-                continue
+        for vm in self.listed():  # dom0 names VMs too
             found += [
                 (vm, key)
                 for key, prop in self.vm_properties(vm).items()

@@ -195,6 +195,7 @@ class AdminVMs(AdminVMPlan):
             raise InvalidInput("VM dom0: cannot be removed")
         if there.state != "Halted" and there.klass in OWN:
             raise StoragePoolException(f"VM {name}: is {there.state}; shut it down first")
+        self.check_package(name, "or remove its package")
         changes["removed"] = {"old": name, "new": None}
         volumes = self.volumes(name) if there.klass in OWN else {}
         held = [v for v in volumes.values() if v.save]
@@ -215,6 +216,15 @@ class AdminVMs(AdminVMPlan):
                 waits_for=[(f"{key} of", user or "", name) for user, key in users],
             )
         return changes
+
+    def check_package(self, name, why):
+        """The daemon removes no VM that a package installed."""
+        flag = self.vm_properties(name).get("installed_by_rpm")
+        if flag and flag.value == "True":
+            raise StoragePoolException(
+                f"VM {name}: a package installed it, and qubesd removes no such VM; set its"
+                f" installed_by_rpm to False with qvm-prefs, {why}"
+            )
 
     def remove_vm(self, name, purge=False):
         """
