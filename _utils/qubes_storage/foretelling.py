@@ -107,15 +107,20 @@ class _Then(Sources):
         """Whether it is made, or lies on what is mounted, or a pool makes it."""
         below = "" if kind == "file" else self.root.rstrip("/")
         real = os.path.realpath(below + path)
-        for name, function, tag in self.run.of("path"):
-            place, mounts = os.path.realpath(name), tag.startswith("mount_|-")
-            inside = mounts and real.startswith(f"{place}/")
-            if kind == "mount" and not mounts:
-                continue  # who makes the mount point mounts nothing
-            if function not in ("absent", "unmounted") and (real == place or inside):
-                return True
-        if kind == "mount":
-            return False
+        comes = False
+        for name, function, tag in self.run.paths():
+            place, given = os.path.realpath(name), self.run.given(tag)
+            mounts = tag.startswith("mount_|-") and given.get("mount", True)
+            inside = real == place or real.startswith(f"{place}/")
+            if function in ("absent", "unmounted"):
+                comes = comes and not inside
+            elif mounts:
+                comes = comes or inside
+            elif kind != "mount":  # who makes the mount point mounts nothing
+                makes = given.get("makedirs") or function == "recurse"
+                comes = comes or real == place or (makes and place.startswith(f"{real}/"))
+        if comes or kind == "mount":
+            return bool(comes)
         pools = self.list_pools()
         dirs = [pools[name].get("dir_path") for name in self.run.pools if name in pools]
         return real in [os.path.realpath(below + dir_path) for dir_path in dirs if dir_path]

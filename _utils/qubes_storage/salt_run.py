@@ -108,6 +108,14 @@ class Run:
     def _purge(self, tag):
         return "directories" in self.changed(tag) or self.given(tag).get("purge")
 
+    def paths(self):
+        """``of("path")`` in order, and what finds absent what those before it will make."""
+        found = {tag: (name, function, tag) for name, function, tag in self.of("path")}
+        for tag, ret in self._returns.items():
+            if tag.startswith("file_|-") and tag.endswith("_|-absent") and ret["result"]:
+                found[tag] = (*tag.split("_|-")[2:], tag)
+        return [found[tag] for tag in self._returns if tag in found]
+
     @property
     def others(self):
         """Whether others than states of pools and VMs would change something."""

@@ -300,6 +300,44 @@ def test_who_makes_a_mount_point_mounts_nothing(foretold, root):
     assert "pool u: /mnt/usb is not mounted" in told["u"]
 
 
+@pytest.mark.parametrize(
+    ("state", "made"),
+    [
+        (("file.directory", "mnt/x/pool", {"makedirs": True}), True),
+        (("file.managed", "mnt/x/y/README", {"makedirs": True, "contents": "hi"}), True),
+        (("file.directory", "mnt/x/pool", {}), False),
+        (("file.directory", "mnt/xy/pool", {"makedirs": True}), False),
+    ],
+)
+def test_a_pool_waits_for_a_directory_that_is_made_on_the_way(foretold, root, state, made):
+    function, path, arguments = state
+    told = foretold(
+        (function, str(root / path), arguments),
+        ("qubes_pool.present", "c", {"dir_path": "/mnt/x/pool"}),
+    )
+    assert (told["c"] == "Pool c waits for /mnt/x") is made
+
+
+def test_a_pool_does_not_wait_for_a_directory_that_goes_again(foretold, root):
+    place = str(root / "mnt/x")
+    told = foretold(
+        ("file.directory", place, {"makedirs": True}),
+        ("file.absent", place, {}),
+        ("qubes_pool.present", "c", {"dir_path": "/mnt/x/pool"}),
+    )
+    assert "/mnt/x: No such file" in told["c"]
+
+
+def test_a_pool_does_not_wait_for_what_is_only_written_to_fstab(foretold, root):
+    place = str(root / "mnt/x")
+    mount = {"device": "tmpfs", "fstype": "tmpfs", "mkmnt": True, "mount": False, "persist": False}
+    told = foretold(
+        ("mount.mounted", place, mount),
+        ("qubes_pool.present", "c", {"dir_path": "/mnt/x/c", "require_mount": "/mnt/x"}),
+    )
+    assert "/mnt/x is not mounted" in told["c"]
+
+
 @pytest.mark.parametrize("word", ["root_copy_from", "root_move_from"])
 def test_a_vm_waits_for_the_image_that_the_run_brings(run, modules, tmp_path, there, word):
     disk = str(tmp_path / "disk.raw")
