@@ -3,9 +3,10 @@
 Pools and VMs from pillar qubes_storage: one state a pool, one a VM, and on R4 one for default_pools.
 
 The only file that reads the pillar layout. Order in pillar does not matter: a VM requires its pool
-and its template, and what is absent goes last, VMs before templates before pools. A VM only goes
-once those that are made of it are there, and a pool once those went that may be in it; no state
-requires what is absent, so there is no circle.
+and its template, a pool the one that it lies in, and what is absent goes last: VMs before what they
+use (a template of DispVMs, a ProxyVM, a NetVM, a template), and then pools. A VM only goes once
+those that are made of it are there, and a pool once those went that may be in it; no state requires
+what is absent, so there is no circle.
 
 (It is not #!py: Salt would load it as the Python module qubes_storage, in place of the core.)
 #}
@@ -15,7 +16,9 @@ requires what is absent, so there is no circle.
                         "default_pool_volatile", "default_pool_kernel"] %}
 {%- set layout = pillar.get("qubes_storage") or {} %}
 {%- set present = {} %}
-{%- set gone = {"vms": {}, "templates": {}, "pools": {}} %}
+{#- In which order classes go; what is none of these goes second. #}
+{%- set turns = {"DispVM": 0, "ProxyVM": 2, "NetVM": 3, "TemplateVM": 4, "TemplateHVM": 4} %}
+{%- set gone = {"vms": [{}, {}, {}, {}, {}], "pools": {}} %}
 {%- set wrong = [] %}
 {%- set parts = {"pools": {}, "vms": {}, "default_pools": {}} %}
 {%- if layout is not mapping %}
@@ -73,13 +76,24 @@ requires what is absent, so there is no circle.
   {%- endfor %}
 {%- endfor %}
 
+{%- set places = {} %}
+{%- for name, config in parts.pools.items() if not config.get("absent") %}
+  {%- set path = config.get("dir_path") or ("/var/lib/qubes" if name == "default") %}
+  {%- if path is string %}
+    {%- do places.update({name: path.rstrip("/")}) %}
+  {%- endif %}
+{%- endfor %}
 {%- for name, config in parts.pools.items() %}
   {%- if config.get("absent") %}
     {%- do gone.pools.update({"pool " ~ name: {"qubes_pool.absent": [
           {"name": name}, {"purge": config.get("purge", False)}, {"require": leaving}]}}) %}
   {%- else %}
+    {%- set require = [] %}
+    {%- for other in places if places.get(name, "").startswith(places[other] ~ "/") %}
+      {%- do require.append("pool " ~ other) %}
+    {%- endfor %}
     {%- do present.update({"pool " ~ name: {"qubes_pool.present": [
-          {"name": name}, {"options": config}]}}) %}
+          {"name": name}, {"options": config}, {"require": require}]}}) %}
   {%- endif %}
 {%- endfor %}
 
@@ -105,17 +119,17 @@ requires what is absent, so there is no circle.
     {#- What a VM is tells the registry better than a pillar that only says that it goes. #}
     {%- set klass = salt["qubes_vm.klass"](name) if "qubes_vm.klass" in salt else none %}
     {%- set klass = klass or config.get("klass") or "" %}
-    {%- set kind = "templates" if (klass | string).startswith("Template") else "vms" %}
+    {%- set turn = gone.vms[turns.get(klass | string, 1)] %}
     {%- set unknown = config.keys() | reject("in", vm_keys + ["absent", "purge"])
                       | map("string") | sort %}
     {%- if wrong or unknown %}
       {#- What is wrong may be what was to be made of it. #}
       {%- set comment = "VM " ~ name ~ (" that is absent takes no " ~ unknown | join(", ")
                         if unknown else " stays while the pillar is wrong") %}
-      {%- do gone[kind].update({"VM " ~ name: {"test.fail_without_changes": [
+      {%- do turn.update({"VM " ~ name: {"test.fail_without_changes": [
             {"comment": comment}]}}) %}
     {%- else %}
-      {%- do gone[kind].update({"VM " ~ name: {"qubes_vm.absent": [
+      {%- do turn.update({"VM " ~ name: {"qubes_vm.absent": [
             {"name": name}, {"purge": config.get("purge", False)},
             {"require": made_of.get(name, []) | unique | list}]}}) %}
     {%- endif %}
@@ -157,9 +171,13 @@ requires what is absent, so there is no circle.
     {%- endif %}
   {%- endif %}
 {%- endfor %}
-{%- do present.update(gone.vms) %}
-{%- do present.update(gone.templates) %}
+{%- for vms in gone.vms %}
+  {%- do present.update(vms) %}
+{%- endfor %}
 {%- do present.update(gone.pools) %}
+{%- if not present %}
+  {%- do present.update({"nothing is declared in pillar qubes_storage": {"test.nop": []}}) %}
+{%- endif %}
 {%- for id, body in present.items() %}
 {#- An explicit key, for YAML takes no other that is longer than 1024 characters. #}
 ? {{ id | json }}

@@ -1,6 +1,7 @@
 """qubes_storage.sls: in which order what a pillar declares is made and goes, and what stays."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -164,3 +165,47 @@ def test_a_vm_requires_the_pools_of_its_volumes(apply):
     run = apply(pillar)
     assert run["pool fast"].result is False
     assert "requisite" in run["VM work"].comment
+
+
+def test_pools_that_lie_in_others_are_made_after_them(apply, root):
+    pools = {
+        "innermost": {"dir_path": "/opt/a/inner/most"},
+        "inner": {"dir_path": "/opt/a/inner"},
+        "default": {},
+        "a": {"dir_path": "/opt/a/"},
+        "ab": {"dir_path": "/opt/ab"},
+    }
+    assert {state.result for state in apply({"pools": pools}, test=True).values()} == {None}
+    assert {state.result for state in apply({"pools": pools}).values()} == {True}
+    assert (root / "opt/a/inner/most/appvms").is_dir()
+    assert not any(state.changes for state in apply({"pools": pools}).values())
+
+
+@pytest.mark.parametrize("path", ["/", 7, None])
+def test_pools_of_a_strange_place_require_nothing(apply, root, path):
+    run = apply({"pools": {"a": {"dir_path": path}, "b": {"dir_path": path}}})
+    assert [state.result for state in run.values()] == [False, False]
+    assert "requisite" not in run["pool b"].comment
+
+
+def test_a_netvm_goes_after_its_vms_and_before_its_template(apply, root, states, old):
+    states.qubes_vm.present("net", klass="NetVM", template="fedora-23")
+    states.qubes_vm.present("app", template="fedora-23")
+    registry = root / "var/lib/qubes/qubes.xml"
+    text = registry.read_text().replace('uses_default_netvm="True"', 'uses_default_netvm="False"')
+    number = re.search(r'name="net".*? qid="(\d+)"', text)[1]
+    text = text.replace('name="app" netvm_qid="none"', f'name="app" netvm_qid="{number}"')
+    registry.write_text(text)
+    gone = {vm: {"absent": True, "purge": True} for vm in ("fedora-23", "net", "app")}
+    told = apply({"vms": gone}, test=True)
+    assert [(i, state.result) for i, state in told.items()] == [
+        ("VM app", None), ("VM net", None), ("VM fedora-23", None)
+    ]  # fmt: skip
+    assert {state.result for state in apply({"vms": gone}).values()} == {True}
+
+
+@pytest.mark.parametrize("pillar", [{}, None, {"pools": None, "vms": {}}])
+def test_a_minion_of_which_nothing_is_declared_does_not_fail(apply, root, pillar):
+    run = apply(pillar)
+    assert list(run) == ["nothing is declared in pillar qubes_storage"]
+    assert [(state.result, state.changes) for state in run.values()] == [(True, {})]
