@@ -1,8 +1,11 @@
 """Runs of several states on R4: what test mode tells is what the run does, and once is enough."""
 
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
+from qubes_storage.adminapi import Client
 from saltfactories.utils.functional import Loaders
 
 from tests.conftest import TREE
@@ -19,7 +22,7 @@ print(Client({socket!r}).call(*{words!r}))
 
 @pytest.fixture(scope="module")
 def r4(minion_opts, tmp_path_factory):
-    """``(link, run)``: runs on the machine that the link leads to; making it costs seconds."""
+    """``(link, run, modules)`` of the machine that the link leads to; making them costs seconds."""
     link = tmp_path_factory.mktemp("r4") / "root"
     settings = {
         "qubes_storage.root": str(link),
@@ -27,7 +30,8 @@ def r4(minion_opts, tmp_path_factory):
         "qubes_storage.socket": str(link / "qubesd.sock"),
     }
     link.symlink_to("/nonexistent")
-    return link, Run(Loaders({**minion_opts, **settings}).opts)
+    loaders = Loaders({**minion_opts, **settings})
+    return link, Run(loaders.opts), loaders.modules
 
 
 @pytest.fixture(params=RELEASES)
@@ -35,6 +39,7 @@ def there(request, r4, tmp_path):
     """``(daemon, system)`` of R4, of each release."""
     r4[0].unlink()
     r4[0].symlink_to(tmp_path)
+    Client(str(r4[0] / "qubesd.sock")).refresh()  # what was read of the machine before
     with machine(request.param, tmp_path) as found:
         forget(*found)
         yield found
@@ -242,3 +247,45 @@ def test_a_disposable_waits_for_a_template_that_another_state_may_put_right(run,
     )
     assert run(*declared, test=True)["x"]["comment"] == "VM x waits for template a"
     assert run(*declared)["x"]["result"] is True
+
+
+@pytest.mark.parametrize("number", [-1, 0])
+@pytest.mark.parametrize("runs", [False, True])
+def test_revisions_that_cannot_be_set_are_told(foretold, daemon, number, runs):
+    daemon.vms["work"].running = runs
+    keep = {"volumes": {"private": {"revisions_to_keep": number}}}
+    told = foretold(
+        ("qubes_pool.present", "ssd", {"revisions_to_keep": number}),
+        ("qubes_vm.present", "work", keep),
+        ("qubes_vm.present", "new", {"pool": "btrfs", **keep}),
+    )
+    old = number < 0 and daemon.release == "4.2"
+    refused = [name for name, comment in told.items() if "can be set" in comment]
+    assert refused == (list(told) if old else ["work"] if number < 0 and runs else [])
+
+
+@pytest.mark.parametrize("path", ["mnt/new", "mnt/new/appvms"])
+def test_a_file_where_a_pool_would_have_a_directory_is_told(foretold, there, path):
+    place = Path(there[1].root) / path
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("mine")
+    told = foretold(("qubes_pool.present", "new", NEW))
+    assert f"/{path} is no directory;" in told["new"]
+
+
+def test_no_vm_is_called_domain_0(foretold):
+    assert "Xen's name of dom0" in foretold(("qubes_vm.present", "Domain-0", {}))["Domain-0"]
+
+
+def test_a_disposable_goes_before_the_vm_that_it_runs_on(r4, daemon, minion_config):
+    daemon.add_vm("dvm")
+    daemon.vms["dvm"].set["template_for_dispvms"] = "True"
+    daemon.add_vm("disp", "DispVM", template="dvm")
+    shutil.copy(TREE / "qubes_storage.sls", minion_config["file_roots"]["base"][0])
+    gone = {vm: {"absent": True, "purge": True} for vm in ("fedora", "dvm", "disp", "work")}
+    gone["vault"] = gone["work"]
+    del daemon.globals.set["default_template"]
+    for test in (True, False):
+        ret = r4[2].state.sls("qubes_storage", pillar={"qubes_storage": {"vms": gone}}, test=test)
+        assert {state.result for state in ret} == {None if test else True}
+    assert list(daemon.vms) == ["dom0"]

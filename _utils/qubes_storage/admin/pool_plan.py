@@ -165,8 +165,17 @@ class AdminPoolPlan:
                 continue
             if key not in SETTABLE:
                 raise StoragePoolException(self._cannot_set(name, key, old.get(key), value))
+            if key == "revisions_to_keep":
+                self.check_settable(value, f"pool {name}: {key}")
             changes[key] = {"old": old.get(key), "new": options[key]}
         return changes
+
+    def check_settable(self, revisions, what):
+        """R4.2 keeps -1, and lets nobody set it."""
+        if revisions < 0 and not self.is_43():
+            raise InvalidInput(
+                f"{what}: {revisions} can be set from R4.3 on; write a whole number from 0"
+            )
 
     @staticmethod
     def _cannot_take(name, key, value):
@@ -221,3 +230,9 @@ class AdminPoolPlan:
                 " mount its disk",
                 waits_for=[("path", parent)],
             )
+        for place in (path, *(os.path.join(path, name) for name in SUBDIRS)):
+            if os.path.lexists(self.path(place)) and not os.path.isdir(self.path(place)):
+                raise StoragePoolException(
+                    f"pool {name}: {place} is no directory; move it away, or declare another"
+                    " dir_path"
+                )

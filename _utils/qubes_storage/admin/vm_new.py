@@ -92,6 +92,8 @@ class AdminVMNew:
         return found
 
     def plan_new(self, name, klass, template, label, pool, wanted, clone_from):
+        if name == "Domain-0":
+            raise InvalidInput(f"VM {name}: is Xen's name of dom0; take another")
         plan = Plan(klass=klass or "AppVM", label=label)
         if clone_from is not None:
             found = self._source(name, clone_from, "clone_from")
@@ -171,7 +173,9 @@ class AdminVMNew:
                 to = plan.pools.get(volume, defaults.get(f"default_pool_{volume}"))
                 driver = self.check_pool(to, f"VM {name}: volume {volume}") if to else None
                 keep = options["revisions_to_keep"]
-                check_revisions(keep, driver, f"VM {name}: volume {volume}: revisions_to_keep")
+                what = f"VM {name}: volume {volume}: revisions_to_keep"
+                check_revisions(keep, driver, what)
+                self.check_settable(keep, what)
                 plan.revisions[volume] = keep
         needed = {}
         for volume, to in plan.pools.items():

@@ -138,7 +138,13 @@ class AdminVMPlan(AdminVMNew):
             keep = options.get("revisions_to_keep")
             if keep is not None and str(keep) != found.revisions_to_keep:
                 driver = self.check_pool(to, f"VM {name}: volume {volume}")
-                check_revisions(keep, driver, f"VM {name}: volume {volume}: revisions_to_keep")
+                what = f"VM {name}: volume {volume}: revisions_to_keep"
+                check_revisions(keep, driver, what)
+                self.check_settable(keep, what)
+                if keep < 0 and self.get_listed(name).state != "Halted":
+                    raise StoragePoolException(
+                        f"{what}: {keep} can be set only while the VM is halted; shut it down"
+                    )
                 plan.revisions[volume] = keep
                 old_revisions[volume] = found.revisions_to_keep
         if moved:
