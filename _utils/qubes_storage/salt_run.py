@@ -123,10 +123,6 @@ class Run:
         done = (tag for tag, ret in self._returns.items() if ret["result"] is None)
         return not all(tag.startswith(mine) for tag in done)
 
-    def goes(self, name):
-        """Whether a VM goes."""
-        return any(function == "absent" for _, function, _ in self.of("VM", name))
-
     def declared(self, name):
         """What they declare of a VM that will be there; what is known of its changes over that."""
         found = {}

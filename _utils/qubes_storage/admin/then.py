@@ -149,13 +149,13 @@ class AdminThen:
         found = self.system_properties().get("default_template")
         return found and found.value
 
-    def _comes(self, kind, what, used=None):
+    def comes(self, kind, what, used=None):
         """Whether states before this one mend what ``waits_for`` of an error tells of."""
         if kind == "pool of":
             return used not in self._places(what).values()
         if used is not None:
             return self._leaves(what or None, kind.removesuffix(" of"), used)
-        return super()._comes(kind, what)
+        return super().comes(kind, what)
 
 
 _COPIES = ("TemplateVM", "StandaloneVM")  # their template is what they are copied from
