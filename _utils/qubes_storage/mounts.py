@@ -42,5 +42,5 @@ def _slashed(path):
 
 def mount_of(fd):
     """What tells the mount that an open file is on from others."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as told:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as told:
         return next(line for line in told if line.startswith("mnt_id:"))

@@ -10,7 +10,7 @@ from tests.torture import crews
 
 CREW = {"r4cli": 3, "r4core": 3}
 CLEAR = re.compile(
-    r"VM [\w-]+: (is there already|is not there|another move is under way"
+    r"VM [\w-]+: (is there already|is not there|its move to pool [\w-]+ was cut off"
     r"|someone else created it meanwhile|was removed by someone else|.* is gone with the VM"
     r"|volume private is .* already and never shrinks"
     r"|volume private is .*, not .*: qubesd says ok)"  # another VM of that name by then

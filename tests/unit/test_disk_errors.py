@@ -187,7 +187,7 @@ def test_the_directory_of_a_vm_is_named_where_its_disk_tells_nothing(machine, fa
     system = machine.connect()
     system.set_pool("default", min_free="1KiB")
     failing("fstatvfs", lambda fd: True)
-    with pytest.raises(StoragePoolException, match=f"VM work: {VMDIR}: {EIO}; mend it and try"):
+    with pytest.raises(StoragePoolException, match=f"pool default: {LIB}: {EIO}; mend it and try"):
         system.resize_vm("work", "private", 3 * GIB)
     assert machine.path(f"{VMDIR}/private.img").stat().st_size == 2 * GIB
 

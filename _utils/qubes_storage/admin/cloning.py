@@ -69,7 +69,7 @@ class AdminClone(AdminCopy):
 
     def drop_unfinished(self, name):
         """Remove what a dead copy left, if anything, and its journal."""
-        with self.copies.locked(name, wait=True):
+        with self.copies.locked(name):
             self.refresh()
             copying = self.pending_copy(name)
             if copying and name in self.listed():
@@ -79,7 +79,7 @@ class AdminClone(AdminCopy):
 
     def finish_copy(self, name):
         """Let a VM that is a whole copy be started."""
-        with self.copies.locked(name, wait=True):
+        with self.copies.locked(name):
             self.refresh()
             copying = self.pending_copy(name)
             if copying:
@@ -102,7 +102,7 @@ class AdminClone(AdminCopy):
 
     def copy_vm(self, source, name, klass, pools):
         """Clone a VM with all it has; whether it came to be is read afterwards."""
-        with self.copies.locked(name, wait=True):
+        with self.copies.locked(name):
             self.refresh()
             if name in self.listed():
                 raise AlreadyThere(f"VM {name}: is there already; someone else made it")

@@ -70,18 +70,12 @@ class Journal:
             os.fsync(fd)
 
     @contextlib.contextmanager
-    def locked(self, name, wait=False):
-        """One at a time; ``wait`` for the other rather than refuse."""
+    def locked(self, name):
+        """One at a time; the next waits."""
         with self._told(name):
             fd = self._open(make=True)
         with files.closing(fd):
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as err:
-                raise StoragePoolException(
-                    f"VM {name}: another {self.what} is under way ({self.path}); run again when it"
-                    " is done"
-                ) from err
+            fcntl.flock(fd, fcntl.LOCK_EX)
             yield
 
     def _open(self, make=False):

@@ -82,7 +82,7 @@ class AdminMigrate(AdminCopy):
 
     def move(self, name, pools):
         """Move volumes of a VM, ``{volume: pool}``, once no other moves; everything was checked."""
-        with self.journal.locked(name, wait=True):
+        with self.journal.locked(name):
             self.refresh()
             moving = self.pending_move(name)
             if moving:  # one that was waited for
@@ -125,7 +125,7 @@ class AdminMigrate(AdminCopy):
         Finish a move that was cut off. One that had not removed the original yet is undone and
         begun anew, for the VM may have changed since.
         """
-        with self.journal.locked(name, wait=True):
+        with self.journal.locked(name):
             journal = self.pending_move(name)
             if journal is None:  # the one that was waited for finished it
                 self.refresh()
