@@ -1,5 +1,7 @@
 """Salt's own loader on this tree's modules and states, and on a real root."""
 
+import re
+
 import pytest
 import salt.state
 from saltfactories.utils.functional import Loaders
@@ -107,3 +109,21 @@ def session_run(session_loaders):
 def run(session_run, loaders):
     """Runs on the machine of ``loaders``."""
     return session_run
+
+
+def check_foretold(run, declared, told):
+    """
+    Make a run of states, and once more: what test mode told of each is what the first does, and
+    the second does nothing. Returns what was told, ``{name: comment}``.
+    """
+    done, again = run(*declared), run(*declared)
+    for name in (name for name in done if not name.startswith("/")):
+        said, ret = told[name], done[name]
+        if said["result"] is None and re.search(" waits? for ", said["comment"]):
+            assert (said["changes"], ret["result"]) == ({}, True), (said, ret)
+        else:
+            result = None if ret["changes"] else ret["result"]
+            assert (said["result"], said["changes"]) == (result, ret["changes"]), (said, ret)
+            assert result is not False or said["comment"] == ret["comment"]
+        assert (again[name]["result"], again[name]["changes"]) == (ret["result"], {})
+    return {name: ret["comment"] for name, ret in told.items()}

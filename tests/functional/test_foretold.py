@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from salt.exceptions import SaltInvocationError
 
-from tests.functional.conftest import snapshot
+from tests.functional.conftest import check_foretold, snapshot
 
 REGISTRY = "var/lib/qubes/qubes.xml"
 
@@ -47,17 +47,7 @@ def foretold(run, root):
         before = snapshot(root)
         told = run(*declared, test=True)
         assert snapshot(root) == before
-        done, again = run(*declared), run(*declared)
-        for name in (name for name in done if not name.startswith("/")):
-            said, ret = told[name], done[name]
-            if said["result"] is None and " waits for " in said["comment"]:
-                assert (said["changes"], ret["result"]) == ({}, True), (said, ret)
-            else:
-                result = None if ret["changes"] else ret["result"]
-                assert (said["result"], said["changes"]) == (result, ret["changes"]), (said, ret)
-                assert result is not False or said["comment"] == ret["comment"]
-            assert (again[name]["result"], again[name]["changes"]) == (ret["result"], {})
-        return {name: ret["comment"] for name, ret in told.items()}
+        return check_foretold(run, declared, told)
 
     return call
 

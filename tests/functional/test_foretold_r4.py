@@ -9,7 +9,7 @@ from qubes_storage.adminapi import Client
 from saltfactories.utils.functional import Loaders
 
 from tests.conftest import TREE
-from tests.functional.conftest import Run
+from tests.functional.conftest import Run, check_foretold
 from tests.r4.machine import RELEASES, forget, machine, writes
 
 CALL = """\
@@ -65,17 +65,7 @@ def foretold(run, there):
         forget(*there)
         told = run(*declared, test=True)
         assert writes(there[0]) == []
-        done, again = run(*declared), run(*declared)
-        for name in (name for name in done if not name.startswith("/")):
-            said, ret = told[name], done[name]
-            if said["result"] is None and " for " in said["comment"]:
-                assert (said["changes"], ret["result"]) == ({}, True), (said, ret)
-            else:
-                result = None if ret["changes"] else ret["result"]
-                assert (said["result"], said["changes"]) == (result, ret["changes"]), (said, ret)
-                assert result is not False or said["comment"] == ret["comment"]
-            assert (again[name]["result"], again[name]["changes"]) == (ret["result"], {})
-        return {name: ret["comment"] for name, ret in told.items()}
+        return check_foretold(run, declared, told)
 
     return call
 
