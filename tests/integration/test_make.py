@@ -1,5 +1,6 @@
 """What ``make highstate`` and ``make install`` leave as a user has it."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from tests.conftest import TREE
 
 NAMES = ["Makefile", "packaging", "pillar-examples", "_modules", "_states", "_utils"]
+OURS = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")  # what ``make test SALT=...`` hands down
 MINE = "# mine\nqubes_storage: {pools: {default: {}}}\n"
 
 
@@ -29,7 +31,8 @@ def make(tmp_path):
 
     def run(*args):
         words = ["make", "--no-print-directory", *args]
-        return subprocess.run(words, cwd=tree, check=False, capture_output=True, text=True)
+        env = {name: told for name, told in os.environ.items() if name not in OURS}
+        return subprocess.run(words, cwd=tree, env=env, check=False, capture_output=True, text=True)
 
     run.tree = tree
     return run
