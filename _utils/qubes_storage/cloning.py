@@ -171,16 +171,21 @@ class Cloning:
     def _check_is_nobodys(self, vm, path, found):
         """Refuse to take away, by whatever name, a file that is an image of another VM."""
         for other in (VM.of(entry, self.registry()) for entry in self.registry().entries):
-            try:
-                fd = self.pool_of(other).open_vm(other) if other else None
-            except StoragePoolException:
-                continue  # it lies nowhere
-            if fd is None:
-                continue
-            with files.closing(fd):
-                there = [files.exists(fd, name) for name in other.images.values()]
-            if any(each and os.path.samestat(each, found) for each in there):
+            if other and self._is_image_of(other, path, found):
                 raise StoragePoolException(
                     f"VM {vm.name}: root_move_from {path} is an image of VM {other.name}, which"
                     " would lose it; use root_copy_from"
                 )
+
+    def _is_image_of(self, vm, path, found):
+        """Whether a file is an image of a VM; going by its names where the pool cannot be told."""
+        try:
+            fd = self.pool_of(vm).open_vm(vm)
+        except StoragePoolException:
+            place, name = os.path.split(os.path.realpath(path))
+            return name in vm.images.values() and os.path.basename(place) == vm.dirname
+        if fd is None:
+            return False
+        with files.closing(fd):
+            there = [files.exists(fd, name) for name in vm.images.values()]
+        return any(each and os.path.samestat(each, found) for each in there)

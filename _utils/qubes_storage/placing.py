@@ -96,6 +96,10 @@ class Placing(Directories):
                 fd = files.open_dir(self.root, parent)
             except FileNotFoundError:  # it is made first
                 continue
+            except OSError as err:
+                raise StoragePoolException(
+                    f"pool {name}: {parent}: {err.strerror}; mend it and try again"
+                ) from err
             with files.closing(fd):
                 if files.exists(fd, way) and not is_empty(fd, way):
                     raise StoragePoolException(

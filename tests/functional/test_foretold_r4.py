@@ -11,6 +11,7 @@ from saltfactories.utils.functional import Loaders
 from tests.conftest import TREE
 from tests.functional.conftest import Run, check_foretold
 from tests.r4.machine import RELEASES, forget, machine, writes
+from tests.unit.conftest import qubesadmin  # noqa: F401
 
 CALL = """\
 import sys
@@ -171,12 +172,37 @@ def test_a_pool_goes_if_all_vms_of_the_run_leave_it(foretold, daemon, vm, commen
     assert comment in told["ssd"]
 
 
-def test_a_template_stays_for_the_vms_that_the_run_makes_on_it(foretold, daemon):
+def test_a_pool_goes_with_the_vms_that_the_run_removes(foretold, daemon):
+    gone = [("qubes_vm.absent", vm, PURGE) for vm in ("work", "vault", "fedora")]
+    del daemon.globals.set["default_template"]
+    told = foretold(*gone, ("qubes_pool.absent", "ssd", {}))
+    assert "waits for work to leave it" in told["ssd"]
+
+
+@pytest.mark.usefixtures("qubesadmin")
+@pytest.mark.parametrize(
+    "made",
+    [
+        [("new", {"template": "fedora"})],
+        [("new", {"clone_from": "work"})],
+        [("other", {"template": "fedora"}), ("new", {"clone_from": "other"})],
+    ],
+    ids=str,
+)
+def test_a_template_stays_for_the_vms_that_the_run_makes_on_it(foretold, daemon, made):
     del daemon.globals.set["default_template"]
     gone = [("qubes_vm.absent", vm, PURGE) for vm in ("work", "vault")]
-    new = ("qubes_vm.present", "new", {"template": "fedora"})
+    new = [("qubes_vm.present", *vm) for vm in made]
+    told = foretold(*new, *gone, ("qubes_vm.absent", "fedora", PURGE))
+    names = sorted(f"{vm}'s template" for vm, _ in made)
+    assert f"is named by {', '.join(names)};" in told["fedora"]
+
+
+def test_the_default_template_stays_and_so_does_what_a_vm_is_made_on_for_want_of_another(foretold):
+    gone = [("qubes_vm.absent", vm, PURGE) for vm in ("work", "vault")]
+    new = ("qubes_vm.present", "new", {})
     told = foretold(new, *gone, ("qubes_vm.absent", "fedora", PURGE))
-    assert "is named by new's template" in told["fedora"]
+    assert "is named by new's template, the system's default_template;" in told["fedora"]
 
 
 @pytest.mark.parametrize(

@@ -306,6 +306,22 @@ def test_an_image_of_a_vm_is_not_taken_from_it(machine, owner, name):
     system.create_vm("new", klass="HVM", root_copy_from=str(path))
 
 
+@pytest.mark.parametrize(("place", "taken"), [("work", False), ("lost", True)])
+def test_a_vm_whose_pool_has_no_section_keeps_the_image_that_has_its_name(machine, place, taken):
+    machine.elements.append(element("QubesHVm", "lost", 9, pool_name="gone"))
+    machine.write_registry()
+    machine.mkdir(f"/mnt/gone/appvms/{place}")
+    machine.image(f"/mnt/gone/appvms/{place}/root.img", MIB, "BOOT")
+    image = machine.path(f"/mnt/gone/appvms/{place}/root.img")
+    system, given = machine.connect(), {"klass": "HVM", "root_move_from": str(image)}
+    if taken:
+        match = f"root_move_from {image} is an image of VM lost, which would lose it"
+        for verb in (system.vm_diff, system.create_vm):
+            refused(machine, lambda: verb("new", **given), match)  # noqa: B023
+    else:
+        assert system.create_vm("new", **given) and not image.exists()
+
+
 @pytest.mark.parametrize("near", [False, True], ids=["another filesystem", "the same"])
 def test_an_import_that_died_anywhere_loses_nothing(scratch, tmp_path, near):
     for number in steps(3):

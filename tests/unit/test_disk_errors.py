@@ -1,6 +1,7 @@
 """The disk refuses a step, or somebody is there first: what is told, what stays, what goes on."""
 
 import errno
+import itertools
 import os
 import subprocess
 
@@ -192,6 +193,22 @@ def test_the_directory_of_a_vm_is_named_where_its_disk_tells_nothing(machine, fa
     assert machine.path(f"{VMDIR}/private.img").stat().st_size == 2 * GIB
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "place"),
+    [
+        ("pool", "foo", "/mnt/foo"),
+        ("pool", "new", "/etc/qubes/storage.conf"),
+        ("VM", "work", VMDIR),
+        ("VM", "new", XML),
+    ],
+)
+def test_what_goes_wrong_with_a_pool_or_vm_is_told_of_its_place(machine, kind, name, place):
+    system = machine.connect()
+    match = f"{kind} {name}: {place}: {EIO}; mend it and try again"
+    with pytest.raises(StoragePoolException, match=match), system.locked(kind, name):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 @pytest.mark.parametrize("declared", [{"label": "blue"}, {"template": "t2"}])
 def test_a_vm_that_cannot_be_saved_keeps_its_icon(machine, failing, declared):
     system, broken = machine.connect(), []
@@ -246,6 +263,22 @@ def test_the_place_of_a_pool_is_named_where_sharing_cannot_be_tried_out(machine,
     with pytest.raises(StoragePoolException, match=f"pool new: /mnt/new: {EIO}; mend it"):
         machine.connect().add_pool("new", driver="reflink", dir_path="/mnt/new")
     assert machine.tree() == before
+
+
+def test_the_place_of_a_pool_is_named_whenever_it_cannot_be_opened(machine, failing):
+    machine.mkdir("/mnt/new")
+    failed = []
+    failing("open", lambda name: name == "new" and next(opens) == at)
+    for at in range(1, 99):
+        opens = itertools.count(1)
+        try:
+            machine.connect().pool_diff("new", dir_path="/mnt/new")
+        except StoragePoolException as err:
+            failed.append(str(err))
+        if next(opens) <= at:
+            break
+    assert len(failed) > 5
+    assert all(err.startswith("pool new: ") and f"/mnt/new: {EIO}; " in err for err in failed)
 
 
 def test_a_pool_whose_guards_cannot_be_removed_stays(machine, failing):

@@ -229,3 +229,9 @@ def test_what_may_not_be_read_is_told_with_the_cure(scratch):
         with pytest.raises(StoragePoolException, match="denied; run as root or as a member of"):
             files.read(str(machine.root), "/etc/qubes/storage.conf")
         assert files.read(str(machine.root), "/etc/none") is None
+
+
+def test_a_file_instead_of_a_directory_is_not_taken_for_an_empty_one(tmp_path):
+    (tmp_path / "file").touch()
+    with open(tmp_path / "file") as file, pytest.raises(NotADirectoryError):
+        files.exists(file.fileno(), "name")

@@ -92,6 +92,19 @@ def test_what_is_made_is_open_to_the_group_alone(journal, root):
     assert stat.S_IMODE((path / "work.json").stat().st_mode) == 0o660
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_who_may_not_read_them_is_told_as_whom_to_run(scratch):
+    journal = Journal(str(scratch().root), "move")
+    journal.write("work", {})
+    match = f"VM work: {journal.path}/work.json: Permission denied; run as root or as a member of"
+    os.seteuid(65534)
+    try:
+        with pytest.raises(StoragePoolException, match=match):
+            journal.read("work")
+    finally:
+        os.seteuid(0)
+
+
 WRONG_OF_MOVE = [
     *([key] for key in MOVE),
     *([key, 5] for key in MOVE),

@@ -235,14 +235,16 @@ def test_no_vm_is_brought_into_a_pool_that_lies_among_those_of_another(machine):
     system.create_vm("new")
 
 
-def test_nothing_is_made_in_a_directory_of_a_pool_whose_vms_are_all_missing(machine):
+@pytest.mark.parametrize("mount_point", [True, False])
+def test_nothing_is_made_in_a_directory_of_a_pool_whose_vms_are_all_missing(machine, mount_point):
     """As where that directory is a disk of its own, which is away."""
     system = machine.connect()
     system.create_vm("work")
     system.create_vm("there", pool="foo")
     appvms = machine.path(f"{LIB}/appvms")
     appvms.rename(machine.path("/mnt/away"))
-    appvms.mkdir()
+    if mount_point:
+        appvms.mkdir()
     before = machine.tree()
     for verb in (
         lambda: system.create_vm("new"),
@@ -258,7 +260,7 @@ def test_nothing_is_made_in_a_directory_of_a_pool_whose_vms_are_all_missing(mach
     assert machine.tree() == before
     system.create_vm("net", klass="NetVM")
     system.create_vm("new", pool="foo")
-    (appvms / "renamed").mkdir()  # by somebody: then the disk is there
+    (appvms / "renamed").mkdir(parents=True)  # by somebody: then the disk is there
     assert "created" in system.vm_diff("other")
     (appvms / "renamed").rmdir()
     appvms.rmdir()

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from qubes_storage import registry
-from qubes_storage.exc import StoragePoolException
+from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.registry import Entry
 
 from tests.r32.machine import LIB, XML
@@ -102,6 +102,12 @@ def test_an_empty_collection_keeps_what_stands_around_it():
         b'  <QubesAppVm name="new" qid="2"/>\n</QubesVmCollection><!-- b -->'
     )
     assert new.replaced(new.by_name["new"]).dumps() == data
+
+
+@pytest.mark.parametrize("value", ["a\x01b", "a\udcffb", "\ufffe"])
+def test_what_xml_has_no_form_for_is_refused(value):
+    with pytest.raises(InvalidInput, match=f"{XML}: label .* has a character that XML has no form"):
+        registry.empty().added(Entry("QubesAppVm", {"name": "a", "label": value}))
 
 
 def test_names_of_attributes_that_are_not_ascii_stay():

@@ -44,7 +44,8 @@ def killed(scratch, tmp_path):
     def make(call, when, conf=CONF, vms=("work",)):
         machine = scratch(conf)
         machine.add_pools()
-        (tmp_path / "disk.raw").write_bytes(b"BOOT" * 128)
+        (tmp_path / "stick").mkdir()
+        (tmp_path / "stick/disk.raw").write_bytes(b"BOOT" * 128)
         for vm in vms:
             machine.connect().create_vm(vm, klass="StandaloneVM")
         machine.old = machine.xml
@@ -135,14 +136,17 @@ def test_a_new_vm_that_was_used_stays_where_an_older_registry_was_put_back(kille
     )
 
 
-def test_a_file_that_was_moved_in_and_is_nowhere_else_stays(killed, tmp_path):
-    disk = tmp_path / "disk.raw"
+@pytest.mark.parametrize("unmounted", [False, True])
+def test_a_file_that_was_moved_in_and_is_nowhere_else_stays(killed, tmp_path, unmounted):
+    disk = tmp_path / "stick/disk.raw"
 
     def create(system):
         system.create_vm("work", klass="HVM", root_move_from=str(disk))
 
     machine = killed(create, lambda _: not disk.exists(), vms=())
     restore(machine)
+    if unmounted:
+        disk.parent.rename(tmp_path / "away")
     system = machine.connect()
     refused(
         machine,
