@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 
 from qubes_storage import adminapi, guards
 from qubes_storage.admin.pool_plan import PLACE
@@ -100,6 +101,17 @@ class Run:
             for name, given, tag in found
             if given.get("root_move_from")
         ]
+
+    def brings_back(self, path, tag):
+        """Whether a file that one takes comes again after that; what is still there looks done."""
+        order = list(self._returns)
+        return any(
+            each.startswith("file_|-")
+            and not each.endswith("_|-absent")
+            and self._returns[each]["result"] is not False
+            and os.path.realpath(each.split("_|-")[2]) == path
+            for each in order[order.index(tag) + 1 :]
+        )
 
     def purges(self):
         """``[(pool, function, tag)]`` of those that remove a pool with its directories."""

@@ -102,12 +102,7 @@ class Files(Sources):
         for other, taken, tag in self.run.taken():
             if other in self.list_vms() or os.path.realpath(taken) != real:
                 continue
-            back = any(
-                os.path.realpath(there) == real and self.run.is_after(its, tag)
-                for there, function, its in self.run.of("path")
-                if function != "absent"
-            )
-            if back:
+            if self.run.brings_back(real, tag):
                 raise Waits(f"VM {name} waits for {path}")
             raise StoragePoolException(
                 f"VM {name}: {word} {path} is taken by VM {other} before; name an image"

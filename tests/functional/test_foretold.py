@@ -155,6 +155,16 @@ def test_a_pool_that_has_gone_takes_no_vm(run, there):
     assert "pool b: unknown" in told["comment"]
 
 
+def test_a_pool_goes_if_its_vm_is_made_anew_in_another(run, there):
+    declared = (
+        ("qubes_vm.absent", "work", PURGE),
+        ("qubes_vm.present", "work", {"template": "t"}),
+        ("qubes_pool.absent", "a", {}),
+    )
+    assert run(*declared, test=True)["a"]["comment"] == "Pool a waits for work to leave it"
+    assert run(*declared)["a"]["comment"] == "Pool a was removed"
+
+
 def test_what_goes_is_refused_for_vms_that_go_later_or_not_at_all(run, there):
     pool, later = ("qubes_pool.absent", "a", {}), ("qubes_vm.absent", "work", PURGE)
     kept = ("qubes_vm.absent", "work", {})
@@ -522,6 +532,44 @@ def test_a_file_that_a_vm_takes_is_not_there_for_another(refused_before, foretol
     assert said == f"VM two: root_copy_from {disk} is taken by VM one before; name an image"
     disk.write_text("BOOT")
     assert foretold(*declared)["two"] == "VM two would be created"
+
+
+@pytest.mark.parametrize("state", ["copy", "managed"])
+def test_a_file_that_comes_again_once_a_vm_took_it_is_waited_for(foretold, tmp_path, there, state):
+    disk, other = tmp_path / "disk.raw", tmp_path / "other.raw"
+    for path in (disk, other):
+        path.write_text("BOOT")
+    source = {"copy": {"source": str(other)}, "managed": {"contents": "BOOT"}}[state]
+    told = foretold(
+        ("qubes_vm.present", "one", {"klass": "HVM", "root_move_from": str(disk)}),
+        (f"file.{state}", str(disk), source),
+        ("qubes_vm.present", "two", {"klass": "HVM", "root_copy_from": str(disk)}),
+        ("qubes_vm.present", "three", {"klass": "HVM", "root_copy_from": str(other)}),
+    )
+    assert told["two"] == f"VM two waits for {disk}"
+    assert told["three"] == "VM three would be created"
+
+
+def test_a_vm_that_lies_nowhere_has_no_files(foretold, states, root, tmp_path, there):
+    states.qubes_vm.present("lost", pool="b")
+    conf = root / "etc/qubes/storage.conf"
+    conf.write_text(conf.read_text().replace("[b]", "[was_b]"))
+    disk = tmp_path / "disk.raw"
+    disk.write_text("BOOT")
+    told = foretold(
+        ("qubes_vm.absent", "lost", {}),
+        ("qubes_vm.present", "copy", {"klass": "HVM", "root_copy_from": str(disk)}),
+    )
+    assert told["copy"] == "VM copy would be created"
+
+
+def test_a_root_that_a_vm_of_the_run_will_not_have_is_not_waited_for(refused_before, root, there):
+    path = str(root / "opt/a/appvms/fresh/root.img")
+    said = refused_before(
+        ("qubes_vm.present", "fresh", {"pool": "a", "template": "t"}),
+        ("qubes_vm.present", "copy", {"klass": "HVM", "root_copy_from": path}),
+    )
+    assert said == f"VM copy: root_copy_from {path}: No such file or directory; name an image"
 
 
 def test_a_file_that_is_not_there_is_not_waited_for_with_a_pool(refused_before, tmp_path, there):

@@ -255,6 +255,20 @@ def test_what_waits_is_wrong_in_nothing_else(foretold, declared, comment):
     assert comment in told[declared[0]]
 
 
+@pytest.mark.parametrize("given", [{"driver": "file"}, {"options": {"driver": "file"}}], ids=str)
+def test_a_pool_that_waits_itself_has_its_driver(foretold, there, given):
+    private = {"volumes": {"private": {"revisions_to_keep": 3}}}
+    told = foretold(
+        ("file.directory", f"{there[1].root}/mnt/later", {"makedirs": True}),
+        ("qubes_pool.present", "new", {"dir_path": "/mnt/later/new", **given}),
+        ("qubes_vm.present", "x", {"pool": "new"}),
+        ("qubes_vm.present", "y", {"pool": "new", **private}),
+    )
+    assert told["new"] == "Pool new waits for /mnt/later"
+    assert told["x"] == "VM x waits for pool new"
+    assert "3 is not what driver file can keep" in told["y"]
+
+
 def test_a_disposable_waits_for_a_template_that_another_state_may_put_right(run, call):
     declared = (
         ("qubes_vm.present", "a", {"template": "fedora"}),

@@ -89,6 +89,15 @@ def test_metadata_over_90_percent_refuses_to_make_and_to_grow(there):
     assert "91 %" in system.verify_vm("inside")[0]
 
 
+def test_a_guard_that_somebody_wrote_wrong_is_a_problem_once(there):
+    _, system = there
+    system.set_pool("ssd", min_free="1GiB")
+    path = Path(system.root) / "etc/qubes/storage-guards.conf"
+    path.write_text(path.read_text().replace("min_free = 1GiB", "require_mount=mnt/ssd"))
+    (problem,) = system.pool_info("ssd")["problems"]
+    assert problem.startswith("pool ssd: /etc/qubes/storage-guards.conf: require_mount")
+
+
 def test_what_can_be_set_is_set_and_the_rest_is_told_with_its_cure(there):
     daemon, system = there
     changes = system.pool_diff("ssd", revisions_to_keep=3, ephemeral_volatile=True)
@@ -345,6 +354,10 @@ def test_default_pools_are_read_and_set(there):
         system.default_pools_diff(default_pool_kernel="ssd")
     with pytest.raises(InvalidInput, match="no property"):
         system.default_pools_diff(default_pol="ssd")
+    del daemon.globals.table["default_pool_volatile"]
+    forget(daemon, system)
+    with pytest.raises(NotSupported, match="has no default_pool_volatile; leave it out"):
+        system.default_pools_diff(default_pool_root=None, default_pool_volatile="nosuch")
 
 
 def test_a_pool_that_vanishes_while_it_is_read_is_no_pool(there):

@@ -67,6 +67,7 @@ CONNECT = "import qubes_storage, sys; qubes_storage.connect(sys.argv[1]).list_po
 
 def connected(root, *wrapper, **env):
     """What a process says that connects, in its own locale."""
+    env.update({name: told for name, told in os.environ.items() if name.startswith("COVERAGE")})
     return subprocess.run(
         [*wrapper, sys.executable, "-c", CONNECT, root],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(TREE / "_utils"), **env},

@@ -7,7 +7,7 @@ from qubes_storage import files, guards
 from qubes_storage.admin.pool_plan import PLACE, SETTABLE, SUBDIRS, TYPES, AdminPoolPlan
 from qubes_storage.adminapi import check_pool_name, fresh_if_refused
 from qubes_storage.declared import Declared
-from qubes_storage.exc import AlreadyThere, InvalidInput, StoragePoolException
+from qubes_storage.exc import AlreadyThere, InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import normalise, shown
 
 DEFAULTS = tuple(f"default_pool{end}" for end in ("", "_root", "_private", "_volatile", "_kernel"))
@@ -212,6 +212,11 @@ class AdminPools(AdminPoolPlan):
                 f" {', '.join(DEFAULTS)}"
             )
         now = self.default_pools()
+        lacking = sorted(key for key in pools if pools[key] is not None and key not in now)
+        if lacking:
+            raise NotSupported(
+                f"default pools: this qubesd has no {', '.join(lacking)}; leave it out"
+            )
         then = {**now, **self._following(pools.get("default_pool"))}
         changes = {}
         for key, pool in pools.items():

@@ -58,8 +58,7 @@ class AdminThen:
                 follow = [k for k in FOLLOWING if k in found and found[k].default]
                 for each in follow if key == "default_pool" else ():
                     found[each] = found[each]._replace(value=pools[key])
-                if key in found:
-                    found[key] = found[key]._replace(value=pools[key], default=False)
+                found[key] = found[key]._replace(value=pools[key], default=False)
         return found
 
     def vms_in(self, pool):
