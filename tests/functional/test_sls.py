@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import yaml
 
 from tests.conftest import TREE
 from tests.functional.conftest import snapshot
@@ -208,3 +209,26 @@ def test_a_minion_of_which_nothing_is_declared_does_not_fail(apply, root, pillar
     run = apply(pillar)
     assert list(run) == ["nothing is declared in pillar qubes_storage"]
     assert [(state.result, state.changes) for state in run.values()] == [(True, {})]
+
+
+@pytest.mark.parametrize(
+    ("text", "ident", "comment"),
+    [
+        ("[a]", "", "not a map of pools and vms"),
+        ("{pool: {}}", "", "it takes pools, vms and default_pools"),
+        ("{pools: foo}", "", "not a map by name"),
+        ("{vms: {work: red}}", "", "not a map of options"),
+        ("{vms: {work: {lable: red}}}", "VM work", "takes no lable"),
+        ("{vms: {1: {}}}", "VM 1", "not a name for a VM"),
+        ("{vms: {work: {volumes: 10GiB}}}", "VM work", "are no map"),
+        ("{vms: {work: {template: 5}}}", "VM work", "put it in quotes"),
+    ],
+)
+def test_a_pillar_of_the_wrong_shape_is_a_state_that_says_so(apply, root, text, ident, comment):
+    before = snapshot(root)
+    run = apply(yaml.safe_load(text))
+    (wrong,) = [state for name, state in run.items() if name.startswith(ident)]
+    assert wrong.result is False
+    assert comment in wrong.comment
+    assert "Traceback" not in wrong.comment
+    assert snapshot(root) == before

@@ -167,16 +167,8 @@ def test_pillar_order_does_not_matter_and_absent_goes_last(machine, tmp_path):
 @pytest.mark.parametrize(
     ("text", "ident", "comment"),
     [
-        ("qubes_storage: [a]", "", "not a map of pools and vms"),
-        ("qubes_storage: {pool: {}}", "", "it takes pools, vms and default_pools"),
-        ("qubes_storage: {pools: foo}", "", "not a map by name"),
-        ("qubes_storage: {vms: {work: red}}", "", "not a map of options"),
-        ("qubes_storage: {vms: {work: {lable: red}}}", "VM work", "takes no lable"),
-        ("qubes_storage: {vms: {1: {}}}", "VM 1", "not a name for a VM"),
         ("qubes_storage: {pools: {true: {}}}", "pool True", "R3.2 reads such a name"),
         ("qubes_storage: {pools: {ssd: {dir_path: [/x]}}}", "pool ssd", "is a list"),
-        ("qubes_storage: {vms: {work: {volumes: 10GiB}}}", "VM work", "are no map"),
-        ("qubes_storage: {vms: {work: {template: 5}}}", "VM work", "put it in quotes"),
     ],
 )
 def test_a_pillar_of_the_wrong_shape_is_a_state_that_says_so(

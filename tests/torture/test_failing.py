@@ -8,14 +8,14 @@ from tests.torture.walking import ERRORS, Walk, take
 pytestmark = pytest.mark.usefixtures("tracing")
 # With one error a step, each in its turn; ``make torture`` walks all with each.
 PART = {
-    "xen": ("pool add", "create AppVM", "change"),
-    "reflink": ("pool set", "clone template", "commit"),
-    "btrfs": ("rename template",),
+    "xen": ("pool add", "create AppVM"),
+    "reflink": ("pool set", "commit"),
+    "btrfs": ("change",),
 }
 ON = {
-    "xen": ("migrate elsewhere",),
+    "xen": ("rename",),
     "reflink": ("resize",),
-    "btrfs": ("create copy",),
+    "btrfs": ("remove",),
 }
 
 
