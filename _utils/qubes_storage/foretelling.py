@@ -9,7 +9,7 @@ not be by then, is waited for.
 import contextlib
 import os
 
-from qubes_storage import system
+from qubes_storage import files, guards, system
 from qubes_storage.admin import AdminSystem
 from qubes_storage.admin.then import AdminThen
 from qubes_storage.blame import of_driver
@@ -148,12 +148,31 @@ class _Local(_Then, Files, system.System):
         except Waits:
             if self.find_vm(name) is None:
                 self.registry().unused("qid")
+            self._check_room(name, declared.get("pool") or "default")
             raise
         except StoragePoolException as err:
             path = declared.get("root_copy_from")
             if err.waits_for == [("file", path)] and self.brings(path):
                 raise Waits(f"VM {name} waits for {path}") from err
             raise
+
+    def _check_room(self, name, pool):
+        """Refuse what ``min_free`` of a pool that is to be made will; its disk has to be there."""
+        vm = self.find_vm(name)
+        kept, place = self.guards(pool), self.sections().get(pool, {}).get("dir_path")
+        there = pool in super().sections() or (vm and vm.pool == pool) or self.run.of("path")
+        if there or not place or not kept.get("min_free"):
+            return
+        guards.check_mount(self.root, pool, kept)
+        path = place
+        while True:
+            try:
+                with files.closing(files.open_dir(self.root, path)) as fd:
+                    found = os.fstatvfs(fd)
+                break
+            except FileNotFoundError:
+                path = os.path.dirname(path.rstrip("/"))
+        guards.check_free(pool, kept, found.f_bavail * found.f_frsize, path=place)
 
     def pool_diff(self, name, *given, **config):
         """As it will be; raises Waits for what cannot be told yet."""

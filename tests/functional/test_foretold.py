@@ -226,6 +226,24 @@ def test_guards_that_the_run_sets_are_kept(foretold, states, there):
     assert told["free"] == "VM free would be created"
 
 
+def test_what_a_new_pool_keeps_free_is_kept(foretold, states, there):
+    states.qubes_vm.present("here", pool="b", template="t")
+    told = foretold(
+        ("qubes_pool.present", "new", {"dir_path": "/opt/new", "min_free": "900TiB"}),
+        ("qubes_pool.present", "room", {"dir_path": "/opt/room", "min_free": "1MiB"}),
+        ("qubes_vm.present", "full", {"pool": "new", "template": "t"}),
+        ("qubes_vm.present", "work", {"pool": "new", "migrate": True}),
+        ("qubes_vm.present", "free", {"pool": "room", "template": "t"}),
+        ("qubes_vm.present", "here", {"pool": "room", "migrate": True}),
+    )
+    assert [vm for vm in told if "in /opt/new and min_free keeps 900.0 TiB" in told[vm]] == [
+        "full", "work"
+    ]  # fmt: skip
+    assert (told["free"], told["here"]) == tuple(
+        f"VM {vm} waits for pool room" for vm in ("free", "here")
+    )
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a filesystem")
 def test_vms_wait_for_the_disk_that_the_run_mounts(foretold, root, tmp_path, there):
     place, disk = root / "mnt/ssd", tmp_path / "disk"
