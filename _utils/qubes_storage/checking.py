@@ -1,5 +1,6 @@
 """Whether what lies on disk is what a VM needs; and the images that are made anew."""
 
+import collections
 import contextlib
 import errno
 import os
@@ -18,7 +19,7 @@ _KNOWN = {
     "apps.tempicons", "whitelisted-appmenus.list", "vm-whitelisted-appmenus.list",
     "netvm-whitelisted-appmenus.list", "dvm.conf", "updates.stat", "savefile.img",
     "netvm-savefile.img", "private-cow.img", "clean-volatile.img.tar", "dispvm.conf",
-    *IMAGES.values(),
+    "dvm-savefile", *IMAGES.values(),
 }  # fmt: skip
 
 
@@ -61,7 +62,9 @@ class Checking:
                 path = os.path.join(place, IMAGES[volume])
                 found.append(f"{path}: is gone; restore it from a backup")
         known = {*_KNOWN, f"{vm.name}.conf"}
-        for name, there in files.entries(fd):
+        entries = list(files.entries(fd))
+        here = collections.Counter(there.st_ino for _, there in entries)
+        for name, there in entries:
             path = os.path.join(place, name)
             if pool.owns(name):
                 continue
@@ -71,7 +74,7 @@ class Checking:
                 if name != "icon.png":
                     found.append(f"{path}: is a link, which is not followed; put the file there")
             elif name.removesuffix(".old") in IMAGES.values():
-                found += _wrong_image(path, there)
+                found += _wrong_image(path, there, here[there.st_ino])
         return [*found, *self._wrong_sizes(vm, place, sizes), *self._verify_by(pool, fd)]
 
     @staticmethod
@@ -260,10 +263,12 @@ def _set_aside(fd, name):
     os.fsync(fd)  # before a new one takes its name
 
 
-def _wrong_image(path, there):
+def _wrong_image(path, there, names):
     if not stat.S_ISREG(there.st_mode):
         return [f"{path}: is no file; put the image in its place"]
     found = _wrong_mode(path, there)
+    if there.st_nlink > names:
+        found.append(f"{path}: has a name elsewhere too; put a copy in its place")
     if not there.st_size or there.st_size % 512:
         found.append(
             f"{path}: has {there.st_size} bytes, which is no disk of whole sectors (512 bytes);"

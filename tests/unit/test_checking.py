@@ -37,6 +37,7 @@ BREAK = {
     "directory's mode": (lambda p: p("").chmod(0o2777), "mode 2777; give it 2770"),
     "stranger": (lambda p: p("core").touch(), "core: has no business here"),
     "link": (lambda p: p("firewall.xml").symlink_to("/etc/passwd"), "firewall.xml: is a link"),
+    "second name": (lambda p: os.link(p("private.img"), p("../x")), "private.img: has a name els"),
     "no file": (lambda p: p("volatile.img.old").mkdir(), "volatile.img.old: is no file"),
     "half a run": (lambda p: p("../.work.creating").mkdir(), "a run that died; qubes_vm.set work"),
 }
@@ -66,8 +67,9 @@ def test_verify_looks_at_the_template_and_the_kernel_too(machine):
 
 
 def test_what_r32_and_its_tools_put_there_is_no_problem(machine):
-    for name in ("work.conf", "whitelisted-appmenus.list", "private.img.old", "firewall.xml"):
+    for name in ("work.conf", "dvm-savefile", "private.img.old", "firewall.xml"):
         machine.image(f"{VMDIR}/{name}", 512)
+    os.link(machine.path(f"{VMDIR}/private.img"), machine.path(f"{VMDIR}/private-cow.img"))
     for name in ("apps", "apps.templates", "kernels"):
         machine.mkdir(f"{VMDIR}/{name}")
     machine.path(f"{VMDIR}/volatile.img").unlink()
