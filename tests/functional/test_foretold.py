@@ -568,16 +568,19 @@ def test_a_file_that_comes_again_once_a_vm_took_it_is_waited_for(foretold, tmp_p
     assert told["three"] == "VM three would be created"
 
 
-def test_a_vm_that_lies_nowhere_has_no_files(foretold, states, root, tmp_path, there):
-    states.qubes_vm.present("lost", pool="b")
+def test_a_vm_whose_pool_is_to_be_made_has_no_files(foretold, states, root, tmp_path, there):
+    states.qubes_vm.present("lost", pool="b", template="t")
     conf = root / "etc/qubes/storage.conf"
-    conf.write_text(conf.read_text().replace("[b]", "[was_b]"))
+    conf.write_text(re.sub(r"\[b\]\n([^[].*\n|\n)*", "", conf.read_text()))
+    (root / "opt/b/servicevms").rmdir()
     disk = tmp_path / "disk.raw"
     disk.write_text("BOOT")
     told = foretold(
-        ("qubes_vm.absent", "lost", {}),
+        ("qubes_pool.present", "b", {"dir_path": "/opt/b"}),
+        ("qubes_vm.present", "lost", {"label": "blue"}),
         ("qubes_vm.present", "copy", {"klass": "HVM", "root_copy_from": str(disk)}),
     )
+    assert told["lost"] == "VM lost waits for pool b"
     assert told["copy"] == "VM copy would be created"
 
 

@@ -186,14 +186,16 @@ def test_a_pool_goes_with_the_vms_that_the_run_removes(foretold, daemon):
         [("new", {"template": "fedora"})],
         [("new", {"clone_from": "work"})],
         [("other", {"template": "fedora"}), ("new", {"clone_from": "other"})],
+        [("new", {"clone_from": "work", "pool": "later"})],
     ],
     ids=str,
 )
 def test_a_template_stays_for_the_vms_that_the_run_makes_on_it(foretold, daemon, made):
     del daemon.globals.set["default_template"]
     gone = [("qubes_vm.absent", vm, PURGE) for vm in ("work", "vault")]
+    later = ("qubes_pool.present", "later", {"driver": "file", "dir_path": "/mnt/later"})
     new = [("qubes_vm.present", *vm) for vm in made]
-    told = foretold(*new, *gone, ("qubes_vm.absent", "fedora", PURGE))
+    told = foretold(later, *new, *gone, ("qubes_vm.absent", "fedora", PURGE))
     names = sorted(f"{vm}'s template" for vm, _ in made)
     assert f"is named by {', '.join(names)};" in told["fedora"]
 

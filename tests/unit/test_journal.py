@@ -72,6 +72,15 @@ def test_a_link_in_place_of_a_journal_is_not_read_and_gives_way_to_one(journal, 
     assert outside(journal) == before
 
 
+def test_a_directory_in_place_of_a_journal_is_told(journal, root):
+    (root / journal.path[1:] / "work.json").mkdir(parents=True)
+    with pytest.raises(StoragePoolException, match=f"{journal.path}/work.json: is not a file; put"):
+        journal.read("work")
+    for verb in (lambda: journal.write("work", {}), lambda: journal.remove("work")):
+        with pytest.raises(StoragePoolException, match=f"{journal.path}/work.json: Is a director"):
+            verb()
+
+
 def test_who_only_reads_makes_nothing(journal, root):
     assert journal.read("work") is None
     journal.remove("work")
