@@ -200,10 +200,12 @@ def test_a_template_stays_for_the_vms_that_the_run_makes_on_it(foretold, daemon,
     assert f"is named by {', '.join(names)};" in told["fedora"]
 
 
-def test_the_default_template_stays_and_so_does_what_a_vm_is_made_on_for_want_of_another(foretold):
+@pytest.mark.parametrize("new", [{}, {"pool": "later"}], ids=["planned", "waiting"])
+def test_the_default_template_stays_for_what_is_made_on_it_for_want_of_another(foretold, new):
+    later = ("qubes_pool.present", "later", {"driver": "file", "dir_path": "/mnt/later"})
     gone = [("qubes_vm.absent", vm, PURGE) for vm in ("work", "vault")]
-    new = ("qubes_vm.present", "new", {})
-    told = foretold(new, *gone, ("qubes_vm.absent", "fedora", PURGE))
+    new = ("qubes_vm.present", "new", new)
+    told = foretold(later, new, *gone, ("qubes_vm.absent", "fedora", PURGE))
     assert "is named by new's template, the system's default_template;" in told["fedora"]
 
 
