@@ -33,7 +33,7 @@ test: $(VENV)/ready
 torture: $(VENV)/ready
 	TORTURE=1 $(PYTEST) tests/torture $(ARGS)
 
-# Without tests/integration and tests/torture, whose processes are not measured.
+# Without tests/integration and tests/torture: the others alone have to reach each branch.
 coverage: $(VENV)/ready
 	$(PYTEST) --cov --cov-report=term tests/unit tests/r32 tests/functional $(ARGS)
 
