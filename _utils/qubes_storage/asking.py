@@ -59,3 +59,5 @@ def _check_text(value, what):
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as err:
         raise InvalidInput(f"{what} {value!r} cannot be written in UTF-8; take another") from err
+    if "\0" in value:
+        raise InvalidInput(f"{what} {value!r} has a NUL in it; take another")

@@ -30,8 +30,10 @@ def check_vacant(pool, vm):
         left = files.exists(fd, creating(vm.dirname)) or files.exists(fd, moving(vm.dirname))
         if files.exists(fd, vm.dirname) and not left:  # what a dead run left is looked at later
             raise _occupied(pool, vm)
-    if left:
-        mending.check(pool, vm, False)
+        if left:
+            mending.check(pool, vm, False)
+            if files.exists(fd, vm.dirname) and not mending.takes_away(pool, vm, fd):
+                raise _occupied(pool, vm)
 
 
 def _occupied(pool, vm):

@@ -144,7 +144,8 @@ class Cloning:
             raise InvalidInput(f"VM {vm.name}: {word} {path!r} is not an absolute path")
         real = os.path.realpath(path)
         try:
-            with image.pinned(real, anywhere=True) as (_, found):
+            with image.pinned(real, anywhere=True) as (pin, found):
+                os.close(image.reopen(pin))  # whether it can be read
                 device = image.used_by_loop(found)
         except OSError as err:
             raise StoragePoolException(
@@ -158,6 +159,11 @@ class Cloning:
                 f"VM {vm.name}: {word} {path} is in use by {device}; detach it first"
             )
         if moved:
+            if not os.access(os.path.dirname(real), os.W_OK | os.X_OK, effective_ids=True):
+                raise StoragePoolException(
+                    f"VM {vm.name}: {word} {path} cannot be deleted there; mount its disk writable,"
+                    " or use root_copy_from"
+                )
             self._check_is_nobodys(vm, path, found)
         size = whole_sectors(max(found.st_size, size))
         outside = Outside(real, moved)

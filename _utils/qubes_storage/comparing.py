@@ -79,7 +79,7 @@ class Comparing:
             self.check_disk(pool, vm.klass.subdir)
             raise OutOfStep(
                 f"VM {vm.name}: {paths} is gone; bring it back, or remove the VM with"
-                " qubes_vm.remove: it is never made anew",
+                f" qubes_vm.remove: it is never made anew{mending.left_behind(pool, vm)}",
                 waits_for=[("mount", pool.vmdir(vm))],
             )
         return there

@@ -63,7 +63,7 @@ class Directories:
     def _empty_dirs(self, name):
         """
         The directories of a pool that hold nothing, the innermost first; a link and a mount point
-        are left out, for they are the user's.
+        are left out, for they are the user's, and what is another pool's too.
         """
         try:
             pool = self.get_pool(name)
@@ -71,14 +71,21 @@ class Directories:
         except StoragePoolException:
             return []
         here = re.sub(r"(/\.?)+$", "", pool.dir_path)  # no directory is removed as "."
+        others = {
+            self._real(os.path.join(path, subdir))
+            for _, path in self._dir_paths(name)
+            for subdir in ("", *SUBDIRS)
+        }
         with files.closing(fd):
             names = set(os.listdir(fd))
             found = []
             for subdir in SUBDIRS:
                 path = os.path.join(here, subdir)
-                if is_empty(fd, subdir) and not files.is_mount(self.root, path):
+                kept = files.is_mount(self.root, path) or self._real(path) in others
+                if not kept and is_empty(fd, subdir):
                     found.append(path)
-            if len(found) == len(names) and self._is_own_dir(here):
+            own = self._real(here) not in others and self._is_own_dir(here)
+            if len(found) == len(names) and own:
                 found.append(here)
         return found
 

@@ -129,9 +129,10 @@ class _Then(Sources):
         """Pools as they will be."""
         then = dict(pools)
         for name, new in self.run.pools.items():
-            config = then.pop(name, {})
-            if new:
-                then[name] = _merged(config, new[0])
+            if new:  # in its place: of two over one directory the later one is wrong
+                then[name] = _merged(then.get(name, {}), new[0])
+            else:
+                then.pop(name, None)
         return then
 
     def guards(self, pool):
@@ -176,6 +177,8 @@ class _Local(_Then, Files, system.System):
 
     def pool_diff(self, name, *given, **config):
         """As it will be; raises Waits for what cannot be told yet."""
+        if name == "default" and self._makes():
+            raise Waits("Pool default waits for an earlier state, which makes it")
         changes = super().pool_diff(name, *given, **config)
         self.check_purged(name, changes)
         return changes
@@ -186,7 +189,18 @@ class _Local(_Then, Files, system.System):
 
     def sections(self):
         """``{pool: {option: value}}`` of storage.conf, as it will be."""
-        return self._settled(super().sections())
+        found = super().sections()
+        return self._settled({"default": {"driver": "xen"}, **found} if self._makes() else found)
+
+    def _makes(self):
+        """Whether the run makes storage.conf, whose first version has the pool default."""
+        return self._begins() and any(self.run.pools.values())
+
+    def comes(self, kind, what, used=None):
+        """Whether states before this one mend what ``waits_for`` of an error tells of."""
+        return ((kind, what) == ("pool", "default") and self._makes()) or super().comes(
+            kind, what, used
+        )
 
     def get_pool(self, name):
         """The Pool of a name, also one that is to be made, if nothing of it is missing."""

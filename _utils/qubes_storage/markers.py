@@ -95,16 +95,17 @@ class Origin:
         name = os.path.basename(self.path)
         with files.closing(fd):
             marked = read(fd, moving(name)) == self.place
-            if marked and not self.keep and self._is_old(fd, name):
+            if marked and not self.keep and self.is_old(fd, name):
                 os.rename(name, removing(name), src_dir_fd=fd, dst_dir_fd=fd)
                 os.fsync(fd)
-            if not self.keep and self._is_old(fd, removing(name)):
+            if not self.keep and self.is_old(fd, removing(name)):
                 trees.remove_tree(fd, removing(name))
             if marked:
                 os.unlink(moving(name), dir_fd=fd)
             os.fsync(fd)
 
-    def _is_old(self, fd, name):
+    def is_old(self, fd, name):
+        """Whether NAME is the directory that the VM leaves."""
         found = files.exists(fd, name)
         return found is not None and image.identity(fd, name) == self.inode
 

@@ -75,6 +75,7 @@ def check(pool, vm, registered):
         if files.exists(fd, creating(name)):
             with markers.opened(fd, name) as marker:
                 markers.Origin.of(marker, place)
+                markers.Taken.of(marker, place)
             if not registered:
                 undoing.check_undo(pool.root, fd, name, place)
         found = files.exists(fd, moving(name))
@@ -84,6 +85,11 @@ def check(pool, vm, registered):
             undoing.check_moving(pool.root, fd, name, place, registered)
         if registered and files.exists(fd, removing(name)) and not files.exists(fd, name):
             os.close(files.open_subdir(fd, removing(name)))
+
+
+def takes_away(pool, vm, fd):
+    """Whether :py:func:`mend` takes away what is in the place of a VM that is not registered."""
+    return undoing.takes_away(pool.root, fd, vm.dirname, pool.vmdir(vm))
 
 
 def mend(pool, vm, registered):
@@ -166,5 +172,8 @@ def _remove_outside(taken, root, left):
     with files.closing(fd):
         found = files.exists(fd, name)
         if found and root and taken.is_still(found, root):
-            os.unlink(name, dir_fd=fd)
+            try:
+                os.unlink(name, dir_fd=fd)
+            except OSError as err:
+                raise OSError(err.errno, f"{taken.path}: {err.strerror}") from err
         os.fsync(fd)  # gone from the disk before the marker goes

@@ -27,6 +27,13 @@ def is_point(path):
     return any(point == os.fsencode(path) for _, point, _ in _mounts())
 
 
+def inside(path):
+    """The mount points at and below a path that has no links in it."""
+    top = os.fsencode(path)
+    found = {point for _, point, _ in _mounts()}
+    return sorted(os.fsdecode(p) for p in found if p == top or p.startswith(_slashed(top)))
+
+
 def _mounts():
     """``(device, mount point, type)`` of each, as bytes."""
     with open(_TABLE, "rb") as table:

@@ -10,7 +10,7 @@ import copy
 import os
 
 from qubes_storage import build, files, guards, image, markers, mending, transfer, trees
-from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
+from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.plan import Plan
 from qubes_storage.pool import in_force
@@ -56,7 +56,7 @@ class Moving:
         if there is not None:
             raise StoragePoolException(f"VM {new_name}: is in qubes.xml already; take another name")
         self._check_own_directory(vm)
-        self._check_no_pool_inside(vm)
+        self._check_nothing_inside(vm)
         if vm.entry.attrs.get("installed_by_rpm") == "True":
             raise StoragePoolException(
                 f"VM {name}: is installed by RPM, which knows it by its name; clone it instead, and"
@@ -121,7 +121,7 @@ class Moving:
     def check_move(self, vm, pool, keep):
         """Refuse to move a VM to another pool where it cannot be done; ``keep`` copies it."""
         self._check_own_directory(vm)
-        self._check_no_pool_inside(vm)
+        self._check_nothing_inside(vm)
         moved = copy.copy(vm)
         moved.pool = pool
         source, target = self.pool_of(vm), self.pool_of(moved)
@@ -130,31 +130,10 @@ class Moving:
         self.check_growth(target, self._to_copy(vm, source, target, keep))
         self._check_new_vm(moved)
         build.check_vacant(target, moved)
-        self._check_no_copy(target, moved, source)
         if not mending.unfinished(source, vm):  # else its files may lie in two places, till then
             with self._writing(vm, source):
                 transfer.check(transfer.Take(source, vm), target)
             self._rules_elsewhere(vm)
-
-    def _check_no_copy(self, target, moved, source):
-        """Refuse a place where an old copy is, marked as one that goes, that no marker lets go."""
-        place, name = target.vmdir(moved), moved.dirname
-        with files.closing(target.open_subdir(moved.klass.subdir)) as fd:
-            if not files.exists(fd, name) or files.exists(fd, markers.creating(name)):
-                return  # what is being made there is undone
-            inode = image.identity(fd, name)
-        with files.closing(source.open_subdir(moved.klass.subdir)) as fd:
-            try:
-                with markers.opened(fd, name) as marker:
-                    origin = markers.Origin.read(marker)
-            except OSError:
-                origin = None
-        its = origin and not origin.keep and origin.inode == inode
-        if not its or not markers.same_path(origin.path, place):
-            raise OutOfStep(
-                f"VM {moved.name}: {place} is there, an old copy that a move has left; move it"
-                " away, or delete it"
-            )
 
     @staticmethod
     def _links(source, target):

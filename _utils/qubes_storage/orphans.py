@@ -36,7 +36,10 @@ class Orphans:
             elif vm.pool in pools and vm.klass.name != "DispVM" and self.vm_dir_is_gone(vm):
                 path = pools[vm.pool].vmdir(vm)
                 found.append({"pool": vm.pool, "path": path, "size": None})
-        return [row for n, row in enumerate(found) if row not in found[:n]]
+        first = {}
+        for row in found:
+            first.setdefault((row["pool"], row["path"]), row)
+        return [*first.values()]
 
     def _place_of(self, vm):
         """What tells the directory that a VM's directory is in from others, by whatever path."""

@@ -5,7 +5,7 @@ import copy
 import os
 import stat
 
-from qubes_storage import files, guards, owning, registry
+from qubes_storage import files, guards, mounts, owning, registry
 from qubes_storage.blame import of_driver
 from qubes_storage.directories import Directories, is_empty
 from qubes_storage.exc import OutOfStep, StoragePoolException
@@ -129,10 +129,17 @@ class Placing(Directories):
 
     def _dir_paths(self, but=None, among=None):
         """``(pool, dir_path)`` of the sections that have one, but of one pool."""
-        for name in self.sections() if among is None else among:
+        names = self.sections() if among is None else among
+        for name in names:
             path = None if name == but else self._dir_path(name)
             if path:
                 yield name, path
+        if among is None and "default" not in (but, *names) and self._begins():
+            yield "default", in_force("default", {})["dir_path"]
+
+    def _begins(self):
+        """Whether storage.conf is not there yet: its first version has the pool default."""
+        return files.read(self.root, CONF) is None
 
     def _check_new_vm(self, vm):
         """Refuse to make a VM, or bring one, on a disk that is away, or among another pool's."""
@@ -143,8 +150,8 @@ class Placing(Directories):
             if _inside_vms(here, self._real(path)):
                 raise _shares(pool, f"lies in the VM directories of pool {other} ({path})")
 
-    def _check_no_pool_inside(self, vm):
-        """Refuse to delete or move a VM's directory while a pool lies in it."""
+    def _check_nothing_inside(self, vm):
+        """Refuse to delete or move a VM's directory while a pool or a mount lies in it."""
         path = self.pool_of(vm).vmdir(vm)
         here = os.path.join(self._real(os.path.dirname(path)), os.path.basename(path))
         for name, place in self._dir_paths():
@@ -153,6 +160,11 @@ class Placing(Directories):
                     f"VM {vm.name}: pool {name} ({place}) lies in its directory {path};"
                     " migrate the VMs of that pool to another, and remove it, first"
                 )
+        for point in mounts.inside(here):
+            raise StoragePoolException(
+                f"VM {vm.name}: something is mounted at {path}{point[len(here) :]}, which can be"
+                " neither moved nor deleted; unmount it"
+            )
 
     def _dir_path(self, name):
         """Where a pool lies: its driver may have a default, or derive it from other options."""

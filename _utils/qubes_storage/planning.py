@@ -134,6 +134,10 @@ class Planning:
                 " first",
                 waits_for=[("VM", template)],
             )
+        if "qid" not in found.entry.attrs:
+            raise StoragePoolException(
+                f"VM {name}: its template {template} has no qid in qubes.xml; mend it there"
+            )
         return found
 
     def _plan_new(self, name, klass, template, label, pool, sizes, standalone, outside):

@@ -40,7 +40,7 @@ class Removal:
                 " nobody can tell which images it has; put its directory there, or move this away"
             )
         if there and not keep:
-            self._check_no_pool_inside(vm)
+            self._check_nothing_inside(vm)
         if held and not purge and not keep:
             images = ", ".join(f"{p} ({format_size(s)} in use)" for p, s in held.items())
             raise StoragePoolException(

@@ -54,7 +54,9 @@ def _check(root, fd, name, place, marker):
     with files.closing(files.open_subdir(fd, name)) as vmdir:
         for image in _DATA:
             found = files.exists(vmdir, image)
-            if found and found.st_nlink == 1 and found.st_mtime_ns > made.st_mtime_ns:
+            # A copy has the time of its source, which may lie in the future; the kernel sets ctime.
+            last = min(found.st_mtime_ns, found.st_ctime_ns) if found else 0
+            if last > made.st_mtime_ns and found.st_nlink == 1:
                 used = os.path.join(place, image)
                 raise OSError(errno.EEXIST, f"{used} was used since a run made it: {_CURE}")
     if taken and not _is_there(taken.path):
@@ -73,6 +75,21 @@ def _is_there(path):
             return files.exists(fd, os.path.basename(path)) is not None
     except OSError:
         return False
+
+
+def takes_away(root, fd, name, path):
+    """Whether what is in the place of NAME, which is not registered, goes with the markers."""
+    if files.exists(fd, creating(name)):
+        with markers.opened(fd, name) as marker:
+            if markers.made(marker, fd, name):
+                return True
+    place, new = _target(root, fd, name)
+    if new is None:
+        return False
+    with files.closing(new):
+        origin, _ = _origin(new, place, path)
+        goes = origin is not None and not origin.keep and origin.is_old(fd, name)
+        return goes and not _is_to_be_undone(root, fd, path, new, place, False)
 
 
 def mend_moving(root, fd, name, path, registered):

@@ -128,7 +128,7 @@ def start_attrs(name, memory=None, vcpus=None, internal=None):
 
 def volatile_size(root_size):
     """R3.2's size of volatile.img: counted in whole MiB of the root image's size."""
-    return root_size // MIB * MIB + _VOLATILE_EXTRA
+    return min(root_size // MIB * MIB + _VOLATILE_EXTRA, 2**63 - 512)  # no file is larger
 
 
 class VM:

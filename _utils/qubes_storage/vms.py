@@ -212,6 +212,7 @@ class VMs(Planning, Comparing, Cloning):
         """
         size = parse_size(size, f"VM {name}: volume {volume}")
         size = check_volumes(name, {volume: size})[volume]
+        self.get_vm(name)  # the lock would make a qubes.xml where none is
         with self.locked("VM", name):
             vm = self.get_vm(name)
             self._check_own_directory(vm)

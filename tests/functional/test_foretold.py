@@ -694,3 +694,22 @@ def test_only_states_before_one_count(run, there):
 def test_what_no_state_has_handed_over_is_refused(modules, there, run):
     with pytest.raises(SaltInvocationError, match="is none that a state has handed over"):
         modules.qubes_vm.diff("new", run=run)
+
+
+def test_the_first_run_of_a_machine_has_the_pool_default(foretold):
+    told = foretold(
+        ("qubes_pool.present", "foo", {"dir_path": "/mnt/foo"}),
+        ("qubes_vm.present", "alone", {"klass": "HVM"}),
+        ("qubes_pool.present", "default", {"driver": "xen"}),
+        ("qubes_vm.present", "other", {"klass": "HVM", "pool": "foo"}),
+    )
+    assert told["alone"] == "VM alone waits for pool default"
+    assert told["default"] == "Pool default waits for an earlier state, which makes it"
+
+
+def test_of_two_pools_over_one_directory_the_later_one_is_wrong_in_test_mode_too(foretold, root):
+    text = "".join(f"[{name}]\ndriver=xen\ndir_path=/mnt/x\n" for name in ("default", "a", "b"))
+    (root / "etc/qubes/storage.conf").write_text(text.replace("dir_path=/mnt/x\n", "", 1))
+    told = foretold(*(("qubes_pool.present", name, {"min_free": "1MiB"}) for name in "ab"))
+    assert told["a"] == "Pool a would be set"
+    assert "is the directory of pool a too" in told["b"]

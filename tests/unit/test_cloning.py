@@ -9,7 +9,7 @@ import sys
 import pytest
 from qubes_storage.exc import InvalidInput, StoragePoolException
 
-from tests.r32.machine import GIB, LIB, element
+from tests.r32.machine import GIB, LIB, element, run
 from tests.unit.test_build import kill_at, steps
 from tests.unit.test_image import mount
 from tests.unit.test_moving import CONF, MIB, refused
@@ -361,7 +361,9 @@ def test_an_import_is_finished_though_the_disk_that_it_came_from_is_away(
     with monkeypatch.context() as patch:
         unlink_ = os.unlink
         patch.setattr(os, "unlink", unlink)
-        with pytest.raises(StoragePoolException, match="could not be deleted: Input/output"):
+        with pytest.raises(
+            StoragePoolException, match="could not be deleted: .*disk.raw: Input/output"
+        ):
             system.create_vm("new", klass="HVM", root_move_from=str(disk))
     disk.parent.rename(tmp_path / "away")
     assert "unfinished" in system.set_vm("new")
@@ -395,3 +397,56 @@ def test_an_import_that_died_is_finished_though_its_vm_was_used_meanwhile(scratc
     assert not disk.exists()
     assert image.read_bytes().startswith(b"USED")
     assert system.vm_diff("new", label="blue") == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize(
+    ("word", "mode", "why"),
+    [
+        ("root_copy_from", 0o600, "Permission denied; name an image"),
+        ("root_move_from", 0o644, "cannot be deleted there; mount its disk writable, or use"),
+    ],
+)
+def test_a_file_that_cannot_be_taken_is_refused_beforehand(machine, word, mode, why):
+    place = machine.root.parent / "stick"
+    place.mkdir(mode=0o755)
+    disk = place / "disk.raw"
+    disk.write_bytes(b"BOOT" * 128)
+    disk.chmod(mode)
+    declared = {"klass": "StandaloneVM", word: str(disk)}
+
+    def call():
+        system = machine.connect()
+        for verb in (system.vm_diff, system.create_vm):
+            with pytest.raises(StoragePoolException, match=f"VM new: {word} {disk}.* ?{why}"):
+                verb("new", **declared)
+
+    before = machine.tree()
+    assert run(call, "user")[1] is None
+    assert machine.tree() == before
+
+
+def test_a_file_that_cannot_be_deleted_once_it_became_an_image_is_named(machine, monkeypatch):
+    disk = machine.root.parent / "disk.raw"
+    disk.write_bytes(b"BOOT" * 128)
+    unlink = os.unlink
+
+    def fail(name, **kwargs):
+        if name == "disk.raw":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        unlink(name, **kwargs)
+
+    monkeypatch.setattr(os, "unlink", fail)
+    system = machine.connect()
+    with pytest.raises(StoragePoolException, match=f"but {disk} .*could not be deleted"):
+        system.create_vm("new", klass="HVM", root_move_from=str(disk))
+    with pytest.raises(StoragePoolException, match=f"mended: {disk}: Read-only file system; mend"):
+        system.set_vm("new", label="blue")
+    monkeypatch.undo()
+    system.set_vm("new", label="blue")
+    assert not disk.exists()
+
+
+@pytest.mark.parametrize("word", ["root_copy_from", "root_move_from", "clone_from", "pool"])
+def test_a_nul_is_in_no_name(machine, word):
+    refused(machine, lambda: machine.connect().vm_diff("new", **{word: "/a\0b"}), "has a NUL in it")

@@ -112,3 +112,33 @@ def test_what_others_are_making_in_a_vm_is_not_dead(machine):
             os._exit(0 if left == {} else 1)
         assert os.waitpid(child, 0)[1] == 0
     assert set(machine.connect().vm_diff("work")) == {"unfinished"}
+
+
+@pytest.mark.parametrize("marker", [".new.creating", ".new.moving"])
+def test_a_foreign_directory_beside_a_marker_is_refused_beforehand(machine, marker):
+    if marker.endswith("creating"):
+        machine.mkdir(f"{APPVMS}/{marker}", 0o2700)
+    else:
+        os.symlink("/mnt/ssd/appvms/new", machine.path(f"{APPVMS}/{marker}"))
+    machine.mkdir(f"{APPVMS}/new")
+    before, system = machine.tree(), machine.connect()
+    for verb in (system.vm_diff, system.create_vm):
+        with pytest.raises(StoragePoolException, match=f"VM new: {APPVMS}/new is there, and the r"):
+            verb("new")
+    assert machine.tree() == before
+
+
+def test_a_marker_of_another_vms_file_is_told_while_looking(machine):
+    place = machine.mkdir(f"{APPVMS}/.work.creating", 0o2700)
+    os.symlink("1:2:2:/f/var/lib/qubes/appvms/other", place / ".taken")
+    system = machine.connect()
+    for verb in (system.vm_diff, system.set_vm):
+        with pytest.raises(StoragePoolException, match="is that of .*/other: rename it back"):
+            verb("work", label="blue")
+
+
+def test_a_source_that_a_dead_run_was_removing_is_told_with_what_mends_it(machine):
+    appvms = machine.path(APPVMS)
+    (appvms / "work").rename(appvms / ".work.removing")
+    with pytest.raises(StoragePoolException, match=".work.removing is left by .*qubes_vm.set work"):
+        machine.connect().clone_vm("work", "new")

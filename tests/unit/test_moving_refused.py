@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import pytest
+from qubes_storage import markers
 from qubes_storage.exc import StoragePoolException
 
 from tests.r32.machine import GID, LIB, USER
@@ -156,18 +157,25 @@ def test_what_a_member_of_the_group_moves_becomes_their_own_and_stays_the_groups
 
 
 @root_only
-def test_a_vm_whose_old_place_cannot_be_emptied_has_moved_and_is_mended_later(machine):
+def test_a_vm_whose_old_place_cannot_be_emptied_has_moved_and_is_mended_later(machine, monkeypatch):
     (machine.path(OLD) / "apps").mkdir()
-    mount("tmpfs", machine.path(f"{OLD}/apps"))
+    (machine.path(OLD) / "apps/menu").write_text("menu")
     left = machine.path(f"{LIB}/appvms/.work.removing")
+    leave = markers.Origin.leave
+
+    def occupied(*args):  # somebody mounts a disk there while it is copied
+        mount("tmpfs", machine.path(f"{OLD}/apps"))
+        leave(*args)
+
+    monkeypatch.setattr(markers.Origin, "leave", occupied)
     try:
-        (machine.path(OLD) / "apps/menu").write_text("menu")
         with pytest.raises(StoragePoolException, match="could not be deleted: .* mount point"):
             machine.connect().migrate_vm("work", "foo")
         assert os.readlink(left.parent / ".work.moving") == NEW
     finally:
         place = left if left.exists() else machine.path(OLD)
         subprocess.run(["umount", place / "apps"], check=True)
+        monkeypatch.undo()
     assert "unfinished" in machine.connect().set_vm("work")
     holds(machine, NEW)
     assert machine.path(f"{NEW}/apps/menu").read_text() == "menu"
@@ -202,7 +210,7 @@ def test_an_old_copy_that_no_run_finishes_is_told_beforehand(machine):
     machine.path(f"{LIB}/appvms/.work.moving").symlink_to(NEW)
     before = machine.tree()
     for verb in (system.vm_diff, system.set_vm):
-        with pytest.raises(StoragePoolException, match=f"{OLD} is there, an old copy .*; move it"):
+        with pytest.raises(StoragePoolException, match=f"{OLD} is there, and the regi.*; move it"):
             verb("work", pool="default", migrate=True)
     assert machine.tree() == before
     machine.path(OLD).rename(machine.path("/mnt/old"))

@@ -266,3 +266,25 @@ def test_nothing_is_made_in_a_directory_of_a_pool_whose_vms_are_all_missing(mach
     appvms.rmdir()
     machine.path("/mnt/away").rename(appvms)
     assert set(system.set_vm("work", label="green")) == {"label"}
+
+
+@pytest.mark.parametrize("path", [LIB, f"{LIB}/appvms"])
+def test_the_first_pool_does_not_lie_over_the_default_one_that_is_written_with_it(root, path):
+    system = qubes_storage.connect(str(root))
+    for verb in (system.pool_diff, system.add_pool):
+        with pytest.raises(StoragePoolException, match="pool foo: .*of pool default"):
+            verb("foo", dir_path=path)
+    assert not (root / "etc/qubes/storage.conf").exists()
+    system.add_pool("foo", dir_path=f"{LIB}/foo")
+
+
+def test_directories_that_are_another_pools_too_stay(scratch):
+    machine = scratch(f"{CONF}[a]\ndriver=xen\ndir_path=/mnt/x\n[b]\ndriver=xen\ndir_path=/mnt/x\n")
+    machine.add_pools()
+    system = machine.connect()
+    assert "directories" not in system.pool_remove_diff("b", purge=True)
+    system.remove_pool("b", purge=True)
+    system.create_vm("new", pool="a")
+    system.remove_vm("new", purge=True)
+    system.remove_pool("a", purge=True)
+    assert not machine.path("/mnt/x").exists()

@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import pytest
+import qubes_storage
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 
 from tests.r32.machine import GIB, KERNEL, LIB, element
@@ -224,3 +225,26 @@ def test_an_image_in_use_is_not_imported(machine, word):
         )
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_template_without_a_number_is_told(scratch):
+    machine = scratch()
+    machine.elements[1][1].pop("qid")
+    machine.write_registry()
+    system = machine.connect()
+    for verb in (system.vm_diff, system.create_vm):
+        with pytest.raises(StoragePoolException, match="fedora-23 has no qid in qubes.xml; mend"):
+            verb("new", template="fedora-23")
+
+
+def test_a_volatile_image_is_no_larger_than_a_file_can_be(scratch):
+    system = scratch().connect()
+    with contextlib.suppress(StoragePoolException):  # where a filesystem holds less than tmpfs
+        system.create_vm("new", klass="TemplateVM", volumes={"root": "8589934591GiB"})
+        assert system.vm_info("new")["volumes"]["volatile"]["size"] == 2**63 - 512
+
+
+def test_who_grows_a_vm_that_is_not_there_makes_nothing(root):
+    with pytest.raises(StoragePoolException, match="VM work: is not in qubes.xml"):
+        qubes_storage.connect(str(root)).resize_vm("work", "private", "3GiB")
+    assert not os.listdir(root / "var/lib/qubes")

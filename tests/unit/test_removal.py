@@ -8,6 +8,7 @@ from qubes_storage.exc import InvalidInput, StoragePoolException
 
 from tests.r32.machine import LIB, element
 
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 BAD = "[default]\ndriver=xen\n[bad]\ndriver=nope\ndir_path=/mnt/bad\n"
 
 
@@ -123,19 +124,56 @@ def test_a_vm_in_whose_place_is_a_link_is_not_taken_for_one_without_images(machi
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_what_is_mounted_in_a_vm_s_directory_is_never_deleted(machine):
+@root_only
+@pytest.mark.parametrize("where", ["", "apps"])
+@pytest.mark.parametrize("verb", ["remove", "migrate", "rename"])
+def test_what_is_mounted_in_a_vm_s_directory_stays_there(machine, tmp_path, where, verb):
+    system, vmdir = machine.connect(), machine.path(f"{LIB}/appvms/work")
+    system.add_pool("foo", dir_path="/mnt/foo")
+    if where:
+        (vmdir / where).mkdir()
+    (tmp_path / "precious").write_text("precious")
+    subprocess.run(["cp", "-a", "--sparse=always", f"{vmdir}/.", tmp_path], check=True)
+    subprocess.run(["mount", "--bind", tmp_path, vmdir / where], check=True)
+    path = os.path.join(f"{LIB}/appvms/work", where).rstrip("/")
+    match = f"VM work: something is mounted at {path}, .*; unmount it"
+    before = machine.tree()
+    calls = {
+        "remove": [
+            lambda: system.vm_remove_diff("work", purge=True),
+            lambda: system.remove_vm("work", purge=True),
+        ],
+        "migrate": [
+            lambda: system.vm_diff("work", pool="foo", migrate=True),
+            lambda: system.migrate_vm("work", "foo"),
+        ],
+        "rename": [lambda: system.rename_vm("work", "new")],
+    }
+    try:
+        for call in calls[verb]:
+            with pytest.raises(StoragePoolException, match=match):
+                call()
+        assert machine.tree() == before
+    finally:
+        subprocess.run(["umount", vmdir / where], check=True)
+    calls[verb][-1]()
+    assert (tmp_path / "precious").exists()
+
+
+@root_only
+def test_what_is_mounted_in_what_a_dead_run_was_deleting_is_never_deleted(machine):
     machine.mkdir("/opt")
     machine.write("/opt/precious", b"precious")
-    apps = machine.mkdir(f"{LIB}/appvms/work/apps")
+    removing = machine.mkdir(f"{LIB}/appvms/.gone.removing")
+    apps = machine.mkdir(f"{LIB}/appvms/.gone.removing/apps")
     subprocess.run(["mount", "--bind", machine.path("/opt"), apps], check=True)
-    removing = machine.path(f"{LIB}/appvms/.work.removing")
     try:
         with pytest.raises(StoragePoolException, match="apps is a mount point: unmount it; mend"):
-            machine.connect().remove_vm("work", purge=True)
+            machine.connect().remove_vm("gone", purge=True)
         assert machine.path("/opt/precious").exists()
     finally:
-        subprocess.run(["umount", removing / "apps"], check=True)
-    assert set(machine.connect().remove_vm("work", purge=True)) == {"unfinished"}
+        subprocess.run(["umount", apps], check=True)
+    assert set(machine.connect().remove_vm("gone", purge=True)) == {"unfinished"}
     assert not removing.exists()
     assert machine.path("/opt/precious").exists()
 

@@ -183,3 +183,16 @@ def test_what_a_dead_run_left_is_mended_where_the_pool_lies_now(killed):
     system.set_vm("work", label="blue")
     assert system.vm_diff("work", label="blue") == {}
     assert not machine.path("/mnt/new/appvms/.work.creating").exists()
+
+
+def test_a_copy_of_an_image_from_the_future_is_not_taken_for_a_used_one(killed):
+    tomorrow = time.time() + 86400
+
+    def call(system):
+        os.utime(f"{system.root}{HERE}/work/private.img", (tomorrow, tomorrow))
+        migrate(system)
+
+    machine = killed(call, is_at_its_end)
+    restore(machine)
+    assert "unfinished" in machine.connect().set_vm("work", label="blue")
+    assert not machine.path(f"{THERE}/work").exists()
