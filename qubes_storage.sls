@@ -142,12 +142,12 @@ what is absent, so there is no circle.
             {"comment": comment}]}}) %}
     {%- else %}
       {%- set require = [] %}
-      {%- set pools = [config.get("pool", "default")] %}
+      {%- set pools = [config.get("pool") or "default"] %}
       {%- for volume in (config.volumes.values() if config.get("volumes") is mapping else [])
             if volume is mapping %}
         {%- do pools.append(volume.get("pool")) %}
       {%- endfor %}
-      {%- if "pool" not in config and parts.default_pools %}
+      {%- if config.get("pool") is none and parts.default_pools %}
         {%- do require.append("default pools") %}
       {%- endif %}
       {%- for pool in pools | select("string") | unique
@@ -157,7 +157,7 @@ what is absent, so there is no circle.
       {%- set sources = [config.get("template"), config.get("clone_from")]
                         | select("string") | list %}
       {#- Who declares neither runs on the default template, maybe the first that this run makes. #}
-      {%- set runs = config.get("klass", "AppVM") in ["AppVM", "NetVM", "ProxyVM"] %}
+      {%- set runs = (config.get("klass") or "AppVM") in ["AppVM", "NetVM", "ProxyVM"] %}
       {%- for other in sources or (templates if runs else []) %}
         {%- if other in parts.vms and other != name and not parts.vms[other].get("absent") %}
           {%- do require.append("VM " ~ other) %}

@@ -35,6 +35,14 @@ def _system(run=None):
     return Told(foretelling.connect_as(lambda key: __salt__["config.option"](key, None), run))
 
 
+def _looked():
+    """The machine as it is now, whatever the states of this run have read of it before."""
+    there = foretelling.connect_as(lambda key: __salt__["config.option"](key, None))
+    if there.backend == "admin":
+        there.refresh()
+    return Told(there)
+
+
 @contextlib.contextmanager
 def _errors():
     try:
@@ -56,7 +64,7 @@ def list_():
         qubesctl qubes_pool.list
     """
     with _errors():
-        return _system().list_pools()
+        return _looked().list_pools()
 
 
 def info(name):
@@ -78,7 +86,7 @@ def info(name):
         qubesctl qubes_pool.info default
     """
     with _errors():
-        return _system().pool_info(name)
+        return _looked().pool_info(name)
 
 
 def drivers():
@@ -96,7 +104,7 @@ def drivers():
         qubesctl qubes_pool.drivers
     """
     with _errors():
-        return _system().list_drivers()
+        return _looked().list_drivers()
 
 
 def diff(
@@ -283,7 +291,7 @@ def default_pools():
         qubesctl qubes_pool.default_pools
     """
     with _errors():
-        return _system().default_pools()
+        return _looked().default_pools()
 
 
 def default_pools_diff(

@@ -25,6 +25,14 @@ def _system(run=None):
     return Told(foretelling.connect_as(lambda key: __salt__["config.option"](key, None), run))
 
 
+def _looked():
+    """The machine as it is now, whatever the states of this run have read of it before."""
+    there = foretelling.connect_as(lambda key: __salt__["config.option"](key, None))
+    if there.backend == "admin":
+        there.refresh()
+    return Told(there)
+
+
 @contextlib.contextmanager
 def _errors():
     try:
@@ -46,7 +54,7 @@ def list_():
         qubesctl qubes_vm.list
     """
     with _errors():
-        return _system().list_vms()
+        return _looked().list_vms()
 
 
 def klass(name):
@@ -88,7 +96,7 @@ def info(name):
         qubesctl qubes_vm.info work
     """
     with _errors():
-        return _system().vm_info(name)
+        return _looked().vm_info(name)
 
 
 def diff(
@@ -400,7 +408,7 @@ def verify(name):
         qubesctl qubes_vm.verify work
     """
     with _errors():
-        return _system().verify_vm(name)
+        return _looked().verify_vm(name)
 
 
 def commit(name):
@@ -485,7 +493,7 @@ def revisions(name, volume="private"):
         qubesctl qubes_vm.revisions work private
     """
     with _errors():
-        return _system().revisions(name, volume)
+        return _looked().revisions(name, volume)
 
 
 def revert(name, volume="private", revision=None):
@@ -553,4 +561,4 @@ def report():
         qubesctl qubes_vm.report
     """
     with _errors():
-        return _system().report()
+        return _looked().report()

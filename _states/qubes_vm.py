@@ -123,7 +123,9 @@ def _made(err, changes, name, declared):
     if not changes or getattr(err.__cause__, "untouched", False):
         return {}
     try:
-        left = __salt__["qubes_vm.diff"](name, **declared)
+        # create_only leaves a VM alone that is there; this one was made just now.
+        new = {"create_only": False} if "created" in changes else {}
+        left = __salt__["qubes_vm.diff"](name, **{**declared, **new})
     except (CommandExecutionError, SaltInvocationError):
         return {}
     if "created" in left or "removed" in left:
@@ -131,11 +133,13 @@ def _made(err, changes, name, declared):
     made = {key: value for key, value in changes.items() if key not in left}
     if "unfinished" in left:
         made.pop("deleted", None)  # not all of it
-    if "volumes" in changes and "volumes" in left:
-        grown = set(changes["volumes"]["new"]) - set(left["volumes"]["new"])
-        if grown:
-            made["volumes"] = {
-                side: {volume: changes["volumes"][side][volume] for volume in grown}
-                for side in ("old", "new")
-            }
+    for key in {"volumes", "revisions_to_keep"} & set(changes) & set(left):
+        done = set(changes[key]["new"]) - set(left[key]["new"])
+        if done:
+            made[key] = {side: _of(changes[key][side], done) for side in ("old", "new")}
     return made
+
+
+def _of(values, volumes):
+    """What is told of some volumes; None where nothing is, as of those of a new VM."""
+    return {volume: values[volume] for volume in values or () if volume in volumes} or None

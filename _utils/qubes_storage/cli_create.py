@@ -60,7 +60,8 @@ def add(add_command):
         declared = _declared(system, args, klass)
         changes = system.create_vm(args.name, **declared)
         pool = changes.get("pool", {}).get("new", args.pool)
-        return changes, [f"VM {args.name} was created in pool {pool}"], 0
+        where = f" in pool {pool}" if pool else ""
+        return changes, [f"VM {args.name} was created{where}"], 0
 
     command.set_defaults(run=run)
 

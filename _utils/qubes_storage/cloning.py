@@ -5,8 +5,7 @@ import os
 from qubes_storage import build, files, image, transfer
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.plan import Image, Outside, Plan
-from qubes_storage.planning import whole_sectors
-from qubes_storage.values import check_vm_name
+from qubes_storage.values import check_vm_name, whole_sectors
 from qubes_storage.vm import IMAGES, VM
 
 # What R3.2's clone_attrs copies; a VM of its own kernel has those of kernels, an HVM the last.

@@ -5,7 +5,7 @@ import os
 from qubes_storage import build, files, image, mounts, owning
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.plan import Image, Outside, Plan, Source
-from qubes_storage.values import check_vm_name, parse_size
+from qubes_storage.values import check_vm_name, parse_size, whole_sectors
 from qubes_storage.vm import (
     IMAGES,
     KERNEL_FILES,
@@ -17,8 +17,6 @@ from qubes_storage.vm import (
     get_klass,
     volatile_size,
 )
-
-_SECTOR = 512
 
 
 def check_volumes(name, volumes):
@@ -52,11 +50,6 @@ def check_volumes(name, volumes):
             size = parse_size(options["size"], f"VM {name}: volume {volume}")
             sizes[volume] = whole_sectors(size)
     return sizes
-
-
-def whole_sectors(size):
-    """A size in bytes as a disk has it."""
-    return min(size + -size % _SECTOR, 2**63 - _SECTOR)  # a file holds no more
 
 
 class Planning:

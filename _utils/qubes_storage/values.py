@@ -11,6 +11,7 @@ _UNITS = {
     **{p: 1024**n for n, p in enumerate("KMGT", 1)},
     **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)},
 }
+_SECTOR = 512
 _TRUE = {"true", "1", "on", "yes"}
 _FALSE = {"false", "0", "off", "no"}
 # What R3.2 turns into something else than a string when it reads an attribute of qubes.xml.
@@ -157,3 +158,8 @@ def check_vm_name(name):
             " first, not ending in -dm, and none of default, none, true, false"
         )
     return name
+
+
+def whole_sectors(size):
+    """A size in bytes as a disk has it."""
+    return min(size + -size % _SECTOR, 2**63 - _SECTOR)  # a file holds no more

@@ -13,7 +13,7 @@ from qubes_storage.exc import StoragePoolException
 
 MOVES = "/var/lib/qubes/storage-moves"
 COPIES = "/var/lib/qubes/storage-copies"
-_KINDS = {"move": (MOVES, shapes.MOVE, {}), "copy": (COPIES, shapes.COPY, shapes.BEGUN)}
+_KINDS = {"move": (MOVES, shapes.MOVE, {"made": None}), "copy": (COPIES, shapes.COPY, shapes.BEGUN)}
 
 
 class Journal:
@@ -54,6 +54,15 @@ class Journal:
                 f" {err}; no VM is touched until it is mended or removed by hand"
             ) from err
         return {**journal, "path": self.file(name)}
+
+    def names(self):
+        """The VMs that there are journals of."""
+        try:
+            with self._told("*"), files.closing(self._open()) as fd:
+                found = os.listdir(fd)
+        except FileNotFoundError:
+            return []
+        return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
 
     def write(self, name, journal):
         """Put a journal on the disk."""

@@ -8,6 +8,8 @@ two is a whole copy. A journal is on the disk before the first call and after ea
 that was killed anywhere is finished by the next one; until the VM is removed an error undoes it.
 """
 
+import contextlib
+
 from qubes_storage.admin.copying import KEPT, MARK, PROHIBIT, AdminCopy
 from qubes_storage.admin.journal import Journal
 from qubes_storage.admin.shapes import STEPS
@@ -32,6 +34,24 @@ class AdminMigrate(AdminCopy):
         """The journal of a move of a VM that was cut off, or None."""
         return self.journal.read(name)
 
+    def temporaries(self):
+        """``{temporary VM: journal}`` of the moves that were cut off."""
+        found = {}
+        for name in self.journal.names():
+            with contextlib.suppress(StoragePoolException):  # that VM's own verbs tell of it
+                journal = self.journal.read(name)
+                if journal:
+                    found[journal["temporary"]] = journal
+        return found
+
+    def said_of_temporary(self, name):
+        """What is to be told of a VM that has a copy of one whose move was cut off, or None."""
+        other = self.temporaries().get(name)
+        return other and (
+            f"VM {name}: may be the only whole copy of {other['vm']}, whose move was cut off"
+            f" ({other['path']}); finish that with qubes_vm.migrate {other['vm']} {other['pool']}"
+        )
+
     def migrate_vm(self, name, pool, keep=False):
         """
         Move a halted VM to another pool, or finish a move that was cut off. Returns the changes,
@@ -44,8 +64,11 @@ class AdminMigrate(AdminCopy):
             )
         self.refresh()
         moving = self.pending_move(check_vm_name(name))
-        if not moving:
-            self.get_listed(name)
+        if moving:  # what that move was to move, and nothing else
+            changes = self._unfinished(name, moving, None, pool == moving["pool"])
+            self.resume_move(name)
+            return changes
+        self.get_listed(name)
         return self.set_vm(name, pool=pool, migrate=True)
 
     def check_move(self, name, pools):
@@ -116,6 +139,7 @@ class AdminMigrate(AdminCopy):
                 "whole": self.whole(name),
                 "users": [user for user in self.named_by(name) if user[0] != name],
                 "lost": [],
+                "made": None,
             }
             self.journal.write(name, journal)
             self._run(name, journal)
@@ -130,7 +154,10 @@ class AdminMigrate(AdminCopy):
             if journal is None:  # the one that was waited for finished it
                 self.refresh()
                 return
-            begin = journal["step"] in _UNDONE and self._is_original(name, journal)
+            early = journal["step"] in _UNDONE
+            begin = early and self._is_original(name, journal)
+            if early and not begin:
+                self._check_goes_on(name, journal)
             if begin:
                 self._undo(name, journal)
             else:
@@ -139,8 +166,21 @@ class AdminMigrate(AdminCopy):
         if begin:
             self.move(name, journal["asked"])
 
+    def _check_goes_on(self, name, journal):
+        """Refuse to go on where the original went by another hand before it was to be removed."""
+        if name in self.listed():
+            what = "someone else made another one of that name; what was copied of the first is"
+        elif journal["step"] == STEPS[0]:
+            what = "was removed before it was copied; what there is of it is"
+        else:
+            return
+        raise StoragePoolException(
+            f"VM {name}: {what} in {journal['temporary']}: see what is to stay, then remove"
+            f" {journal['path']}"
+        )
+
     def _unused_name(self, name):
-        names = self.listed()
+        names = {*self.listed(), *self.temporaries()}
         return next(n for n in (f"{name[:25]}-mv{i}" for i in range(1, 999)) if n not in names)
 
     def _run(self, name, journal):
@@ -185,7 +225,7 @@ class AdminMigrate(AdminCopy):
         self._check_halted(name)
         if self.is_43():
             self._set_feature(name, PROHIBIT, f"it is being moved to pool {journal['pool']}")
-        self._drop_ours(temporary)
+        self._drop_ours(temporary, name)
         self._make(temporary, journal)
         for role in _ROLES:
             value = journal["whole"]["properties"].get(role)
@@ -249,17 +289,23 @@ class AdminMigrate(AdminCopy):
 
     def _recreate(self, name, journal):
         self._check_copy(journal["temporary"], journal)
-        self._drop_ours(name)
+        self._drop_ours(name, name, journal["made"])
         self._make(name, journal)
+        journal["made"] = self.get_properties(name)["uuid"].value
+        self.journal.write(name, journal)
         self._copy_volumes(journal["temporary"], name, journal)
 
-    def _drop_ours(self, name):
-        """Remove what a killed step made; someone else's VM is never removed."""
+    def _drop_ours(self, name, vm, *uuid):
+        """
+        Remove what a killed step of the move of ``vm`` made; someone else's VM is never removed,
+        nor is a clone of ours, which has our mark and another ``uuid``.
+        """
         self.refresh()
         there = self.listed().get(name)
         if there is None:
             return
-        ours = MARK in self.features(name)
+        ours = self.features(name).get(MARK) == vm
+        ours = ours and (not uuid or self.get_properties(name)["uuid"].value == uuid[0])
         fresh = not any(volume.usage for volume in self.volumes(name).values() if volume.save)
         if there.state != "Halted" or not (ours or fresh):
             raise StoragePoolException(
@@ -279,7 +325,7 @@ class AdminMigrate(AdminCopy):
         temporary = journal["temporary"]
         # Whoever was pointed to the temporary VM meanwhile goes with the others.
         self._point(self.named_by(temporary), temporary, name)
-        self._drop_ours(temporary)
+        self._drop_ours(temporary, name)
 
     def _finish(self, name, journal):
         self._unmark(name, journal["whole"]["features"])
@@ -289,6 +335,6 @@ class AdminMigrate(AdminCopy):
     def _undo(self, name, journal):
         """The original is there: point back to it, and remove the copy."""
         self._point(journal["users"], journal["temporary"], name)
-        self._drop_ours(journal["temporary"])
+        self._drop_ours(journal["temporary"], name)
         self._unmark(name, journal["whole"]["features"])
         self.journal.remove(name)

@@ -3,6 +3,7 @@
 import os
 
 from qubes_storage.admin.vm_words import OWN
+from qubes_storage.adminapi import Unreadable
 from qubes_storage.exc import StoragePoolException
 
 
@@ -16,7 +17,10 @@ class AdminReport:
         """
         found = {}
         for name, config in self.list_pools().items():
-            usage = self.usage(name)
+            try:
+                usage = self.usage(name)
+            except Unreadable as err:  # its disk may be away; the others are told all the same
+                usage = {**dict.fromkeys(("size", "used", "free")), "problems": [str(err)]}
             found[name] = {"driver": config.get("driver"), **usage, "provisioned": 0, "vms": {}}
         for vm in self.vm_names():
             for volume in self.volumes(vm).values():
@@ -39,6 +43,9 @@ class AdminReport:
             )
             if name not in self.listed():
                 return found
+        problem = self.said_of_temporary(name) if moving else None
+        if problem:
+            found.append(problem)
         copying = self.pending_copy(name)
         there = self.get_listed(name)
         if copying:

@@ -63,6 +63,7 @@ MOVE = {
     ),
     "users": _each(_user),
     "lost": _each(_text),
+    "made": _maybe,
 }
 COPY = {"source": _maybe, "uuid": _maybe, "features": _texts, "whole": _is(bool)}
 # What a copy's journal is before anything was done.

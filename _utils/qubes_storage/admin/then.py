@@ -152,6 +152,8 @@ class AdminThen:
         """Whether states before this one mend what ``waits_for`` of an error tells of."""
         if kind == "pool of":
             return used not in self._places(what).values()
+        if (kind, what) == ("VM", None):  # unlike in R3.2, no template becomes the default itself
+            return self.run.alone or self.run.others
         if used is not None:
             return self._leaves(what or None, kind.removesuffix(" of"), used)
         return super().comes(kind, what)

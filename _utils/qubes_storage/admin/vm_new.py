@@ -29,7 +29,14 @@ class AdminVMNew:
         return self.listed().get(name)
 
     def _source(self, name, source, word):
-        found = self._there(check_vm_name(source))
+        moving = self.pending_move(check_vm_name(source))
+        if moving:
+            raise StoragePoolException(
+                f"VM {name}: {source}: its move to pool {moving['pool']} was cut off"
+                f" ({moving['path']}); finish it with qubes_vm.migrate {source} {moving['pool']}",
+                waits_for=[("VM", source)],
+            )
+        found = self._there(source)
         if found is None:
             raise StoragePoolException(
                 f"VM {name}: its {word} {source} is not there; declare or create it first",

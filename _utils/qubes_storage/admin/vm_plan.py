@@ -51,7 +51,7 @@ class AdminVMPlan(AdminVMNew):
         if moving and create_only:
             return Plan()
         if moving:
-            return Plan(changes=self._unfinished(name, moving, pool, migrate))
+            return Plan(changes=self._unfinished(name, moving, pool, migrate, wanted))
         there = self.listed().get(name)
         copying = self.pending_copy(name)
         if there is None or (copying and not copying["whole"]):
@@ -77,9 +77,12 @@ class AdminVMPlan(AdminVMNew):
             )
 
     @staticmethod
-    def _unfinished(name, moving, pool, migrate):
-        to = moving["pool"]
-        if not migrate or pool not in (None, to):
+    def _unfinished(name, moving, pool, migrate, wanted=()):
+        to, own = moving["pool"], OWN[moving["klass"]]
+        declared = {volume: pool if volume in own else None for volume in moving["asked"]}
+        declared.update({v: wanted[v]["pool"] for v in wanted if wanted[v].get("pool")})
+        differs = [v for v, asked in moving["asked"].items() if declared[v] not in (None, asked)]
+        if not migrate or differs:
             raise StoragePoolException(
                 f"VM {name}: its move to pool {to} was cut off and {moving['path']} tells where;"
                 f" finish it with qubes_vm.migrate {name} {to}, or declare pool: {to} and"
@@ -119,7 +122,8 @@ class AdminVMPlan(AdminVMNew):
         plan.changes["template"] = {"old": old, "new": template}
 
     def _compare_volumes(self, name, plan, wanted, pool, migrate):
-        wanted_pools = {volume: pool for volume in OWN[plan.klass] if pool is not None}
+        own = OWN[plan.klass] or ("volatile",)  # all that a DispVM has in a pool of its own
+        wanted_pools = {volume: pool for volume in own if pool is not None}
         wanted_pools.update((v, o["pool"]) for v, o in wanted.items() if "pool" in o)
         moved, old_sizes, old_revisions = {}, {}, {}
         for volume in sorted({*wanted_pools, *wanted}):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from qubes_storage.exc import InvalidInput, NotSupported
-from qubes_storage.values import parse_size, to_int
+from qubes_storage.values import parse_size, to_int, whole_sectors
 
 # The volumes of a class that hold what must not be lost; the others are made at each start.
 OWN = {
@@ -71,7 +71,7 @@ def check_volumes(name, volumes):
                 raise InvalidInput(f"{what} has no option {option!r}; it takes {', '.join(takes)}")
         options = {k: v for k, v in options.items() if v is not None}
         if "size" in options:
-            options["size"] = parse_size(options["size"], what)
+            options["size"] = whole_sectors(parse_size(options["size"], what))
         if "revisions_to_keep" in options:
             number = to_int(options["revisions_to_keep"], f"{what}: revisions_to_keep")
             options["revisions_to_keep"] = number

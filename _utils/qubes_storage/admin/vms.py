@@ -5,7 +5,7 @@ from qubes_storage.admin.vm_plan import AdminVMPlan
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.adminapi import fresh_if_refused, lines
 from qubes_storage.exc import AlreadyThere, InvalidInput, NotSupported, StoragePoolException
-from qubes_storage.values import check_vm_name, format_size, parse_size, shown
+from qubes_storage.values import check_vm_name, format_size, parse_size, shown, whole_sectors
 
 
 class AdminVMs(AdminVMPlan):
@@ -168,7 +168,7 @@ class AdminVMs(AdminVMPlan):
         Grow a volume to ``size`` (bytes, or with a unit). Returns the changes, ``{}`` for a volume
         of that size. Never shrinks: the daemon would cut off what is beyond.
         """
-        wanted = parse_size(size, f"VM {name}: volume {volume}")
+        wanted = whole_sectors(parse_size(size, f"VM {name}: volume {volume}"))
         self.refresh()
         self.get_listed(name)
         changes = self.vm_diff(name, volumes={volume: wanted})
@@ -186,6 +186,7 @@ class AdminVMs(AdminVMPlan):
         moving = self.pending_move(name)
         if moving:
             self._unfinished(name, moving, None, False)
+        self._check_no_copy(name)
         there = self.listed().get(name)
         copying = self.copies.read(name)
         changes = {"unfinished": {"old": copying["path"], "new": None}} if copying else {}
@@ -216,6 +217,12 @@ class AdminVMs(AdminVMPlan):
                 waits_for=[(f"{key} of", user or "", name) for user, key in users],
             )
         return changes
+
+    def _check_no_copy(self, name):
+        """Refuse to remove what may be all that there is of a VM that moves."""
+        problem = self.said_of_temporary(name)
+        if problem:
+            raise StoragePoolException(problem)
 
     def check_package(self, name, why):
         """The daemon removes no VM that a package installed."""

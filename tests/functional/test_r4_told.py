@@ -1,0 +1,120 @@
+# ruff: noqa: F401, F811: fixtures that are shared
+"""R4: what states, functions and commands tell is what there is."""
+
+import shutil
+
+import pytest
+
+from tests.conftest import TREE
+from tests.functional.test_foretold_r4 import call, daemon, r4, run, there
+from tests.functional.test_r4_cut_off import command
+from tests.r4.machine import forget
+
+GIB = 1024**3
+
+
+@pytest.fixture
+def apply(r4, there, minion_config):
+    """``apply(pillar, test)``: ``{ID: what the state returns}``."""
+    shutil.copy(TREE / "qubes_storage.sls", minion_config["file_roots"]["base"][0])
+
+    def sls(pillar, test=False):
+        ret = r4[2].state.sls("qubes_storage", pillar={"qubes_storage": pillar}, test=test)
+        assert not ret.errors, ret.errors
+        return {state.id: state for state in ret}
+
+    return sls
+
+
+def refuse(daemon, method, arg):
+    """Have the daemon refuse a call."""
+    answer = b"2\0StoragePoolException\0\0full\0"
+    daemon.before = lambda call: answer if (call.method, call.arg) == (method, arg) else None
+
+
+def test_a_vm_that_was_made_in_part_is_told_as_that(daemon, run):
+    refuse(daemon, "admin.vm.volume.Resize", "root")
+    sizes = {"private": "20GiB", "root": "30GiB"}
+    ret = run(("qubes_vm.present", "new", {"klass": "StandaloneVM", "volumes": sizes}))["new"]
+    assert "Traceback" not in ret["comment"]
+    assert ret["changes"]["volumes"] == {"old": None, "new": {"private": 20 * GIB}}
+
+
+def test_changes_of_create_only_are_those_that_were_made(daemon, run):
+    refuse(daemon, "admin.vm.volume.Resize", "private")
+    declared = {"create_only": True, "volumes": {"private": "20GiB"}}
+    ret = run(("qubes_vm.present", "new", declared))["new"]
+    assert ret["result"] is False
+    assert "created" in ret["changes"] and "volumes" not in ret["changes"]
+
+
+def test_revisions_that_were_set_are_told(daemon, run):
+    daemon.add_vm("sa", "StandaloneVM", pool="ssd")
+    refuse(daemon, "admin.vm.volume.Set.revisions_to_keep", "root")
+    keep = {volume: {"revisions_to_keep": 5} for volume in ("private", "root")}
+    ret = run(("qubes_vm.present", "sa", {"volumes": keep}))["sa"]
+    assert daemon.vms["sa"].volumes["private"].revisions_to_keep == "5"
+    assert ret["changes"]["revisions_to_keep"]["new"] == {"private": "5"}
+
+
+def test_a_default_template_that_nobody_sets_is_not_waited_for(apply, there):
+    del there[0].globals.set["default_template"]
+    forget(*there)
+    pillar = {"vms": {"app": {}, "new": {"klass": "TemplateVM"}}}
+    told, done = apply(pillar, test=True)["VM app"], apply(pillar)["VM app"]
+    assert (told.result, done.result) == (False, False)
+    assert told.comment == done.comment
+
+
+def test_a_pool_that_is_null_is_that_of_the_default_pools(apply, daemon):
+    away = {"driver": "file-reflink", "dir_path": "/mnt/away/fast"}
+    defaults = {"default_pool": "fast"}
+    apply({"pools": {"fast": away}, "default_pools": defaults, "vms": {"app": {"pool": None}}})
+    assert "app" not in daemon.vms
+
+
+def test_what_was_read_before_another_state_is_not_told_by_a_function(there, run, call):
+    where = {"__sls__": "run", "__env__": "base"}
+    unless = {"unless": [{"fun": "qubes_vm.info", "args": ["work"]}]}
+    removes = call("admin.vm.Remove", "work")[1]
+    high = {
+        "one": {"qubes_vm": ["present", {"order": 1}, {"name": "work"}], **where},
+        "two": {"cmd": ["run", {"order": 2}, {"name": removes}], **where},
+        "three": {
+            "test": ["succeed_with_changes", {"order": 3}, {"name": "gone"}, unless],
+            **where,
+        },
+    }
+    ret = {ret["name"]: ret for ret in run._state.call_high(high).values()}
+    assert "work" not in there[0].vms
+    assert ret["gone"]["changes"], ret["gone"]["comment"]
+
+
+def test_a_disposable_is_in_no_pool_that_it_is_not_in(there, run, command):
+    there[0].vms["work"].set["template_for_dispvms"] = "True"
+    there[0].add_vm("disp", "DispVM", template="work")
+    forget(*there)
+    ret = run(("qubes_vm.present", "disp", {"pool": "nosuch"}))["disp"]
+    assert (ret["result"], ret["changes"]) == (False, {})
+    assert command("migrate", "disp", "btrfs") == (1, "")
+
+
+def test_the_report_tells_of_a_pool_that_does_not_answer(there, command):
+    away = ("admin.pool.UsageDetails", "ssd")
+    there[0].after = lambda call, answer: b"" if (call.method, call.arg) == away else answer
+    forget(*there)
+    code, out = command("report")
+    assert code == 0
+    assert "btrfs" in out and "pool ssd: " in out
+
+
+def test_sizes_are_whole_sectors(there):
+    there[1].set_vm("work", volumes={"private": 3 * GIB + 1})
+    assert there[0].vms["work"].volumes["private"].size == 3 * GIB + 512
+    there[1].resize_vm("work", "private", 4 * GIB + 1)
+    assert there[0].vms["work"].volumes["private"].size == 4 * GIB + 512
+
+
+def test_no_pool_is_told_of_where_none_is_named(there, command):
+    told = command("create", "-t", "fedora", "-l", "red", "new")
+    assert told == (0, "VM new was created\n")
