@@ -1,4 +1,4 @@
-# ruff: noqa: F401, F811: fixtures that are shared
+# ruff: noqa: F401, F811
 """R4: what is left of a move that was killed is in nobody's way, and nobody is in its way."""
 
 import importlib

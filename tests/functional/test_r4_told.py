@@ -1,4 +1,4 @@
-# ruff: noqa: F401, F811: fixtures that are shared
+# ruff: noqa: F401, F811
 """R4: what states, functions and commands tell is what there is."""
 
 import shutil
