@@ -3,8 +3,8 @@
 Pools and VMs from pillar qubes_storage: one state a pool, one a VM, and on R4 one for default_pools.
 
 The only file that reads the pillar layout. Order in pillar does not matter: a VM requires its pool
-and its template, a pool the one that it lies in, and what is absent goes last: VMs before what they
-use (a template of DispVMs, a ProxyVM, a NetVM, a template), and then pools. A VM only goes once
+and its template, a pool the one that it lies in, and what is absent goes last: VMs before those
+that they use (a template, a NetVM, a template of DispVMs), and then pools. A VM only goes once
 those that are made of it are there, and a pool once those went that may be in it; no state requires
 what is absent, so there is no circle.
 
@@ -16,9 +16,7 @@ what is absent, so there is no circle.
                         "default_pool_volatile", "default_pool_kernel"] %}
 {%- set layout = pillar.get("qubes_storage") or {} %}
 {%- set present = {} %}
-{#- In which order classes go; what is none of these goes second. #}
-{%- set turns = {"DispVM": 0, "ProxyVM": 2, "NetVM": 3, "TemplateVM": 4, "TemplateHVM": 4} %}
-{%- set gone = {"vms": [{}, {}, {}, {}, {}], "pools": {}} %}
+{%- set gone = {"vms": {}, "pools": {}} %}
 {%- set wrong = [] %}
 {%- set parts = {"pools": {}, "vms": {}, "default_pools": {}} %}
 {%- if layout is not mapping %}
@@ -116,20 +114,16 @@ what is absent, so there is no circle.
 {%- endfor %}
 {%- for name, config in parts.vms.items() %}
   {%- if config.get("absent") %}
-    {#- What a VM is tells the registry better than a pillar that only says that it goes. #}
-    {%- set klass = salt["qubes_vm.klass"](name) if "qubes_vm.klass" in salt else none %}
-    {%- set klass = klass or config.get("klass") or "" %}
-    {%- set turn = gone.vms[turns.get(klass | string, 1)] %}
     {%- set unknown = config.keys() | reject("in", vm_keys + ["absent", "purge"])
                       | map("string") | sort %}
     {%- if wrong or unknown %}
       {#- What is wrong may be what was to be made of it. #}
       {%- set comment = "VM " ~ name ~ (" that is absent takes no " ~ unknown | join(", ")
                         if unknown else " stays while the pillar is wrong") %}
-      {%- do turn.update({"VM " ~ name: {"test.fail_without_changes": [
+      {%- do gone.vms.update({"VM " ~ name: {"test.fail_without_changes": [
             {"comment": comment}]}}) %}
     {%- else %}
-      {%- do turn.update({"VM " ~ name: {"qubes_vm.absent": [
+      {%- do gone.vms.update({"VM " ~ name: {"qubes_vm.absent": [
             {"name": name}, {"purge": config.get("purge", False)},
             {"require": made_of.get(name, []) | unique | list}]}}) %}
     {%- endif %}
@@ -171,8 +165,16 @@ what is absent, so there is no circle.
     {%- endif %}
   {%- endif %}
 {%- endfor %}
-{%- for vms in gone.vms %}
-  {%- do present.update(vms) %}
+{#- Who uses whom tells the machine; the pillar only says what goes. #}
+{%- set names = [] %}
+{%- for name, config in parts.vms.items() if config.get("absent") %}
+  {%- do names.append(name) %}
+{%- endfor %}
+{%- if names and "qubes_vm.removal_order" in salt %}
+  {%- set names = salt["qubes_vm.removal_order"](names) %}
+{%- endif %}
+{%- for name in names %}
+  {%- do present.update({"VM " ~ name: gone.vms["VM " ~ name]}) %}
 {%- endfor %}
 {%- do present.update(gone.pools) %}
 {%- if not present %}

@@ -57,26 +57,30 @@ def list_():
         return _looked().list_vms()
 
 
-def klass(name):
+def removal_order(names):
     """
-    Return the class of a VM, or None where there is none of that name or nothing can be read.
+    Return names of VMs in an order in which they can be removed: those that use others (as
+    template, NetVM, or whatever a property of R4 names) before these, else as they are given.
 
-    It never fails, for the pillar's states to be put in order by it.
+    They are as given where nothing can be read: the pillar's states are put in order by it.
 
-    name
-        Name of the VM.
+    names
+        Names of VMs.
 
     CLI Example:
 
     .. code-block:: bash
 
-        qubesctl qubes_vm.klass work
+        qubesctl qubes_vm.removal_order '[sys-net, work]'
     """
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SaltInvocationError(
+            f"names {names!r} is no list of names of VMs; write [work, vault]"
+        )
     try:
-        there = _system().list_vms()
+        return _looked().removal_order(names)
     except (OSError, qubes_storage.StoragePoolException):
-        return None
-    return next((vm["klass"] for other, vm in there.items() if other == name), None)
+        return names
 
 
 def info(name):

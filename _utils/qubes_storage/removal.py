@@ -8,6 +8,7 @@ from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.pool import is_place
 from qubes_storage.registry import Registry
+from qubes_storage.turns import turns
 from qubes_storage.values import format_size, shown
 from qubes_storage.vm import VM
 
@@ -131,6 +132,15 @@ class Removal:
         """Undo the same; the lock is held."""
         for pool, left, _ in list(self._leftovers(name)):
             mending.mend(pool, left, False)
+
+    @looking
+    def removal_order(self, names):
+        """The names of VMs in an order in which they can go: those that use others before these."""
+        found, users = self.registry(), {}
+        for vm in filter(None, map(self.find_vm, names)):
+            both = (self._users(found, vm, key) for key in ("template_qid", "netvm_qid"))
+            users[vm.name] = [user for each in both for user in each]
+        return turns(names, users)
 
     def _check_unused(self, found: Registry, vm):
         for key, word in (("template_qid", "template"), ("netvm_qid", "NetVM")):

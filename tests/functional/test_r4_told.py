@@ -118,3 +118,15 @@ def test_sizes_are_whole_sectors(there):
 def test_no_pool_is_told_of_where_none_is_named(there, command):
     told = command("create", "-t", "fedora", "-l", "red", "new")
     assert told == (0, "VM new was created\n")
+
+
+def test_vms_go_in_the_order_of_their_use(apply, daemon):
+    daemon.add_vm("net")
+    daemon.add_vm("app")
+    daemon.vms["net"].set["provides_network"] = "True"
+    daemon.vms["app"].set["netvm"] = "net"
+    pillar = {"vms": {vm: {"absent": True, "purge": True} for vm in ("net", "app")}}
+    for test in (True, False):
+        assert {state.result for state in apply(pillar, test=test).values()} == {
+            None if test else True
+        }

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import yaml
+from salt.exceptions import SaltInvocationError
 
 from tests.conftest import TREE
 from tests.functional.conftest import snapshot
@@ -202,6 +203,34 @@ def test_a_netvm_goes_after_its_vms_and_before_its_template(apply, root, states,
         ("VM app", None), ("VM net", None), ("VM fedora-23", None)
     ]  # fmt: skip
     assert {state.result for state in apply({"vms": gone}).values()} == {True}
+
+
+@pytest.mark.parametrize("names", [("front", "back", "fedora-23"), ("fedora-23", "back", "front")])
+def test_of_two_proxies_the_one_behind_goes_first(apply, root, states, old, names):
+    for vm in ("front", "back"):
+        states.qubes_vm.present(vm, klass="ProxyVM", template="fedora-23")
+    registry = root / "var/lib/qubes/qubes.xml"
+    text = registry.read_text().replace('uses_default_netvm="True"', 'uses_default_netvm="False"')
+    number = re.search(r'name="front".*? qid="(\d+)"', text)[1]
+    text = text.replace('name="back" netvm_qid="none"', f'name="back" netvm_qid="{number}"')
+    assert f'netvm_qid="{number}"' in text
+    registry.write_text(text)
+    pillar = {"vms": {vm: {"absent": True, "purge": True} for vm in names}}
+    for test in (True, False):
+        assert {state.result for state in apply(pillar, test=test).values()} == {
+            None if test else True
+        }
+
+
+@pytest.mark.parametrize("names", ["work", ["work", 5], None, {"work": 1}])
+def test_what_is_no_list_of_names_has_no_order(modules, names):
+    with pytest.raises(SaltInvocationError, match="is no list of names of VMs"):
+        modules.qubes_vm.removal_order(names)
+
+
+def test_what_cannot_be_read_leaves_names_as_they_are_given(modules, root):
+    (root / "var/lib/qubes/qubes.xml").write_text("<broken")
+    assert modules.qubes_vm.removal_order(["b", "a"]) == ["b", "a"]
 
 
 @pytest.mark.parametrize("pillar", [{}, None, {"pools": None, "vms": {}}])

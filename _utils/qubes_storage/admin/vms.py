@@ -5,6 +5,7 @@ from qubes_storage.admin.vm_plan import AdminVMPlan
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.adminapi import fresh_if_refused, lines
 from qubes_storage.exc import AlreadyThere, InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.turns import turns
 from qubes_storage.values import check_vm_name, format_size, parse_size, shown, whole_sectors
 
 
@@ -217,6 +218,11 @@ class AdminVMs(AdminVMPlan):
                 waits_for=[(f"{key} of", user or "", name) for user, key in users],
             )
         return changes
+
+    def removal_order(self, names):
+        """The names of VMs in an order in which they can go: those that use others before these."""
+        users = {name: [vm for vm, _ in self.named_by(name)] for name in names}
+        return turns(names, users)
 
     def _check_no_copy(self, name):
         """Refuse to remove what may be all that there is of a VM that moves."""
