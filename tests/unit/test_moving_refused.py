@@ -293,3 +293,16 @@ def test_an_old_place_whose_disk_is_away_hinders_nobody(machine, monkeypatch):
     assert machine.path(f"{OLD}/private.img").read_bytes().startswith(b"data")
     assert os.listdir(machine.path(OLD).parent) == ["work"]
     assert (away / "appvms/work/private.img").exists()
+
+
+def test_a_vm_does_not_move_to_where_it_is(scratch):
+    machine = scratch(f"{CONF}[bar]\ndriver=xen\ndir_path=/mnt/foo\n")
+    machine.add_pools()
+    system = machine.connect()
+    system.create_vm("work", pool="foo")
+    before = machine.tree()
+    for verb in (lambda: system.vm_diff("work", pool="bar", migrate=True),
+                 lambda: system.migrate_vm("work", "bar")):  # fmt: skip
+        with pytest.raises(StoragePoolException, match="bar: .* is the directory of pool foo too"):
+            verb()
+    assert machine.tree() == before
