@@ -198,3 +198,28 @@ def test_a_vm_on_a_template_whose_move_is_finished_before_is_waited_for(foretold
         ("qubes_vm.present", "new", {"template": "fedora"}),
     )
     assert told["new"] == "VM new waits for template fedora"
+
+
+@pytest.mark.parametrize(
+    ("more", "changes"),
+    [
+        ({"label": "blue"}, {"label"}),
+        ({"label": "pink"}, None),
+        ({"klass": "StandaloneVM"}, None),
+        ({"template": "debian"}, {"template"}),
+        ({"volumes": {"private": "9GiB"}}, {"volumes"}),
+        ({"volumes": {"private": {"revisions_to_keep": 4}}}, {"revisions_to_keep"}),
+        ({"volumes": {"private": "1GiB"}}, set()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("step", ["copy", "recreate", "finish"])
+def test_all_that_a_run_does_after_it_finished_a_move_is_foretold(run, there, step, more, changes):
+    there[0].add_vm("debian", "TemplateVM")
+    cut(there[1], at(step))
+    declared = ("qubes_vm.present", "work", {"pool": "btrfs", "migrate": True, **more})
+    told, done = run(declared, test=True)["work"], run(declared)["work"]
+    assert told["changes"] == done["changes"]
+    assert set(done["changes"]) == (set() if changes is None else {"unfinished", *changes})
+    assert (told["result"], done["result"]) == ((False, False) if changes is None else (None, True))
+    assert run(declared)["work"]["changes"] == {}

@@ -51,7 +51,9 @@ class AdminVMPlan(AdminVMNew):
         if moving and create_only:
             return Plan()
         if moving:
-            return Plan(changes=self._unfinished(name, moving, pool, migrate, wanted))
+            plan = Plan(changes=self._unfinished(name, moving, pool, migrate, wanted))
+            self._compare_moving(name, moving, klass, template, label, wanted, plan)
+            return plan
         there = self.listed().get(name)
         copying = self.pending_copy(name)
         if there is None or (copying and not copying["whole"]):
@@ -90,14 +92,38 @@ class AdminVMPlan(AdminVMNew):
             )
         return {"unfinished": {"old": moving["path"], "new": None}}
 
+    def _compare_moving(self, name, moving, klass, template, label, wanted, plan):
+        """What will differ once a move that was cut off is finished: its journal has the VM."""
+        if klass not in (None, moving["klass"]):
+            raise self._other_class(name, moving["klass"], klass)
+        if label not in (None, moving["label"]):
+            self._check_label_exists(name, label)
+            plan.changes["label"] = {"old": moving["label"], "new": label}
+        if template not in (None, moving["template"]) and moving["template"] is not None:
+            self._check_template(name, moving["klass"], template)
+            plan.changes["template"] = {"old": moving["template"], "new": template}
+        was = {**moving["volumes"], "volatile": moving["volatile"]}
+        for key, option in (("volumes", "size"), ("revisions_to_keep", "revisions_to_keep")):
+            asked = {v: o[option] for v, o in wanted.items() if v in was and option in o}
+            if option == "size":
+                new = {v: size for v, size in asked.items() if size > was[v]["size"]}
+            else:
+                new = {v: str(n) for v, n in asked.items() if str(n) != was[v][option]}
+            if new:
+                plan.changes[key] = {"old": {v: was[v][option] for v in new}, "new": new}
+
+    @staticmethod
+    def _other_class(name, old, new):
+        return StoragePoolException(
+            f"VM {name}: is of class {old}, not {new}; a class never changes: declare {old}, or"
+            " remove the VM first"
+        )
+
     def _compare_vm(self, name, there, klass, template, label, pool, wanted, migrate):
         if there.klass not in OWN:
             raise InvalidInput(f"VM {name}: a {there.klass} has no volumes; declare other VMs")
         if klass not in (None, there.klass):
-            raise StoragePoolException(
-                f"VM {name}: is of class {there.klass}, not {klass}; a class never changes: declare"
-                f" {there.klass}, or remove the VM first"
-            )
+            raise self._other_class(name, there.klass, klass)
         plan = Plan(klass=there.klass)
         properties = self.get_properties(name)
         if label is not None and label != properties["label"].value:
