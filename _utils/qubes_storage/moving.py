@@ -125,7 +125,7 @@ class Moving:
         moved = copy.copy(vm)
         moved.pool = pool
         source, target = self.pool_of(vm), self.pool_of(moved)
-        self.check_apart(source, target)
+        self._check_apart(source, target)
         self._check_all_halted(vm)
         self._check_writable(vm, source)
         self.check_growth(target, self._to_copy(vm, source, target, keep))

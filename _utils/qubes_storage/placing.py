@@ -127,7 +127,7 @@ class Placing(Directories):
                 continue
             raise _shares(pool, problem)
 
-    def check_apart(self, source, target):
+    def _check_apart(self, source, target):
         """Refuse to move a VM to a pool that lies where its own does: its place is taken by it."""
         if self._real(source.dir_path) == self._real(target.dir_path):
             raise _shares(target, f"is the directory of pool {source.name} too")

@@ -9,8 +9,9 @@ import sys
 import pytest
 from qubes_storage.exc import InvalidInput, StoragePoolException
 
-from tests.r32.machine import GIB, LIB, element, run
+from tests.r32.machine import GIB, GID, LIB, USER, element
 from tests.unit.test_build import kill_at, steps
+from tests.unit.test_files import as_user
 from tests.unit.test_image import mount
 from tests.unit.test_moving import CONF, MIB, refused
 
@@ -415,14 +416,11 @@ def test_a_file_that_cannot_be_taken_is_refused_beforehand(machine, word, mode, 
     disk.chmod(mode)
     declared = {"klass": "StandaloneVM", word: str(disk)}
 
-    def call():
-        system = machine.connect()
+    before, system = machine.tree(), machine.connect()
+    with as_user(USER, GID):
         for verb in (system.vm_diff, system.create_vm):
             with pytest.raises(StoragePoolException, match=f"VM new: {word} {disk}.* ?{why}"):
                 verb("new", **declared)
-
-    before = machine.tree()
-    assert run(call, "user")[1] is None
     assert machine.tree() == before
 
 

@@ -105,6 +105,20 @@ def test_a_place_that_somebody_takes_meanwhile_is_left_to_him(machine, monkeypat
     assert machine.xml == text
 
 
+def test_a_place_that_somebody_takes_before_anything_is_made_is_left_to_him(machine, monkeypatch):
+    mend, place = build.mending.mend, f"{LIB}/appvms/new"
+
+    def late(pool, vm, registered):
+        mend(pool, vm, registered)
+        machine.mkdir(place)
+
+    monkeypatch.setattr(build.mending, "mend", late)
+    with pytest.raises(OutOfStep, match=f"VM new: {place} is there, .*: it is left alone"):
+        machine.connect().create_vm("new")
+    assert sorted(os.listdir(machine.path(f"{LIB}/appvms"))) == ["new", "work"]
+    assert "new" not in machine.connect().list_vms()
+
+
 def test_a_vm_that_moved_is_told_to_have_moved_where_its_old_place_cannot_go(machine, monkeypatch):
     left = machine.path(f"{LIB}/appvms/.work.removing")
     system, unlink = machine.connect(), os.unlink

@@ -33,8 +33,7 @@ class AdminMigrate(AdminSteps):
         for name in self.journal.names():
             with contextlib.suppress(StoragePoolException):  # that VM's own verbs tell of it
                 journal = self.journal.read(name)
-                if journal:
-                    found[journal["temporary"]] = journal
+                found.update({journal["temporary"]: journal} if journal else {})
         return found
 
     def said_of_temporary(self, name):
