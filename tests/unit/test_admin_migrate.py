@@ -449,6 +449,23 @@ def test_a_vm_that_someone_else_made_in_its_place_is_not_removed(there):
     assert whole_copies(daemon) == ["work"]
 
 
+def test_a_vm_that_someone_else_makes_in_its_place_meanwhile_is_not_removed(there):
+    daemon, system = there
+    daemon.vms["vault"].set["netvm"] = "work"  # so that there is a step before the removal
+
+    def replace(call):
+        if call.method == "admin.vm.property.Set" and call.arg == "netvm":
+            daemon.before = None
+            del daemon.vms["work"]
+            daemon.add_vm("work", pool="ssd")
+
+    daemon.before = replace
+    with pytest.raises(StoragePoolException, match="someone else made another one of that name"):
+        system.migrate_vm("work", "btrfs")
+    assert daemon.vms["work"].volumes["private"].pool.name == "ssd"
+    assert daemon.vms["work-mv1"].volumes["private"].data == DATA
+
+
 def test_a_name_that_someone_else_took_meanwhile_is_not_touched(there):
     daemon, system = there
 
