@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import TREE
 
 NAMES = ["Makefile", "packaging", "pillar-examples", "_modules", "_states", "_utils"]
-OURS = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")  # what ``make test SALT=...`` hands down
+# What ``make test SALT=...`` hands down, as flags and as variables.
+OURS = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS", "SALT", "TESTS", "JOBS")
 MINE = "# mine\nqubes_storage: {pools: {default: {}}}\n"
 
 

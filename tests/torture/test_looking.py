@@ -37,7 +37,7 @@ READING = {
     "qubes_pool.default_pools_diff": ("default_pool=ssd",),
     "qubes_vm.list": (),
     "qubes_vm.info": ("work",),
-    "qubes_vm.removal_order": ("[work]",),
+    "qubes_vm.removal_order": (["work"],),
     "qubes_vm.diff": ("work", "label=blue"),
     "qubes_vm.verify": ("work",),
     "qubes_vm.revisions": ("work",),
