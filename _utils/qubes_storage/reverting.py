@@ -52,7 +52,7 @@ class Reverting:
             vm, pool, found = self._plan_revert(name, volume, revision)
             with self._writing(vm, pool) as fd:
                 name = IMAGES[volume]
-                size = image.measure(fd, name)[0]
+                size = os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
                 if volume == "root" and "root-cow" in vm.images:
                     # VMs that run on the template see its root through this; it begins anew.
                     self._renew_cow(pool, fd, size)

@@ -165,3 +165,22 @@ def test_what_a_driver_keeps_and_brings_back_gets_mode_and_size(scratch, tmp_pat
         assert system.verify_vm("work") == []
     finally:
         sys.modules.pop("plain_of_tests", None)
+
+
+def test_an_image_that_goes_before_it_is_reverted_is_told(disk, monkeypatch):
+    machine = disk("xfs")
+    system = pool_with_vm(machine)
+    system.reset_vm("work")
+    plan, calls = system._plan_revert, []
+
+    def late(*args):
+        found = plan(*args)
+        calls.append(args)
+        if len(calls) == 2:
+            machine.path(IMG).rename(machine.path("/mnt/ssd/away"))
+        return found
+
+    monkeypatch.setattr(system, "_plan_revert", late)
+    with pytest.raises(StoragePoolException, match="VM work: .*appvms/work: No such file or dir"):
+        system.revert("work")
+    assert [n for n in os.listdir(machine.path(IMG).parent) if n.startswith("private.img.1@")]
