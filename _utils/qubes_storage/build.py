@@ -10,7 +10,17 @@ whatever is found there is left by the dead: :py:mod:`mending` finishes or undoe
 import contextlib
 import os
 
-from qubes_storage import files, image, markers, mending, owning, registry, transfer, trees
+from qubes_storage import (
+    files,
+    image,
+    markers,
+    mending,
+    owning,
+    registry,
+    transfer,
+    trees,
+    undoing,
+)
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 from qubes_storage.plan import Outside, Source
@@ -32,7 +42,8 @@ def check_vacant(pool, vm):
             raise _occupied(pool, vm)
         if left:
             mending.check(pool, vm, False)
-            if files.exists(fd, vm.dirname) and not mending.takes_away(pool, vm, fd):
+            mended = pool.root, fd, vm.dirname, pool.vmdir(vm)
+            if files.exists(fd, vm.dirname) and not undoing.takes_away(*mended):
                 raise _occupied(pool, vm)
 
 

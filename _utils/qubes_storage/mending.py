@@ -87,11 +87,6 @@ def check(pool, vm, registered):
             os.close(files.open_subdir(fd, removing(name)))
 
 
-def takes_away(pool, vm, fd):
-    """Whether :py:func:`mend` takes away what is in the place of a VM that is not registered."""
-    return undoing.takes_away(pool.root, fd, vm.dirname, pool.vmdir(vm))
-
-
 def mend(pool, vm, registered):
     """Finish or undo what a dead run left of a VM."""
     with _opened(pool, vm) as fd:

@@ -137,9 +137,13 @@ class Removal:
     def removal_order(self, names):
         """The names of VMs in an order in which they can go: those that use others before these."""
         found, users = self.registry(), {}
-        for vm in filter(None, map(self.find_vm, names)):
-            both = (self._users(found, vm, key) for key in ("template_qid", "netvm_qid"))
-            users[vm.name] = [user for each in both for user in each]
+        for entry in found.entries:
+            follows = entry.attrs.get("uses_default_netvm") == "True"
+            netvm = found.get("default_netvm") if follows else entry.attrs.get("netvm_qid")
+            for qid in (entry.attrs.get("template_qid"), netvm):
+                used = found.by_qid.get(qid)
+                if used is not None:
+                    users.setdefault(used.attrs.get("name"), []).append(entry.attrs.get("name"))
         return turns(names, users)
 
     def _check_unused(self, found: Registry, vm):

@@ -6,8 +6,12 @@ def turns(names, users):
     Names of VMs, those first that none of the rest uses, else as given; ``users`` is ``{name: [who
     uses it]}``. What is in a circle comes last.
     """
-    waiting = {name: {*users.get(name, ())}.intersection(names) - {name} for name in names}
-    uses = {name: [other for other in names if name in waiting[other]] for name in names}
+    those = set(names)
+    waiting = {name: those.intersection(users.get(name, ())) - {name} for name in names}
+    uses = {name: [] for name in names}
+    for name in names:
+        for user in waiting[name]:
+            uses[user].append(name)
     found = [name for name in names if not waiting[name]]
     for name in found:  # it grows
         for other in uses[name]:

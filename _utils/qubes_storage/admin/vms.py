@@ -187,7 +187,9 @@ class AdminVMs(AdminVMPlan):
         moving = self.pending_move(name)
         if moving:
             self._unfinished(name, moving, None, False)
-        self._check_no_copy(name)
+        problem = self.said_of_temporary(name)  # it may be all that there is of another VM
+        if problem:
+            raise StoragePoolException(problem)
         there = self.listed().get(name)
         copying = self.copies.read(name)
         changes = {"unfinished": {"old": copying["path"], "new": None}} if copying else {}
@@ -223,12 +225,6 @@ class AdminVMs(AdminVMPlan):
         """The names of VMs in an order in which they can go: those that use others before these."""
         users = {name: [vm for vm, _ in self.named_by(name)] for name in names}
         return turns(names, users)
-
-    def _check_no_copy(self, name):
-        """Refuse to remove what may be all that there is of a VM that moves."""
-        problem = self.said_of_temporary(name)
-        if problem:
-            raise StoragePoolException(problem)
 
     def check_package(self, name, why):
         """The daemon removes no VM that a package installed."""
