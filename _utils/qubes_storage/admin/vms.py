@@ -223,7 +223,11 @@ class AdminVMs(AdminVMPlan):
 
     def removal_order(self, names):
         """The names of VMs in an order in which they can go: those that use others before these."""
-        users = {name: [vm for vm, _ in self.named_by(name)] for name in names}
+        users = {}
+        for vm in self.listed():
+            for prop in self.vm_properties(vm).values():
+                if prop.type == "vm" and not prop.default:
+                    users.setdefault(prop.value, []).append(vm)
         return turns(names, users)
 
     def check_package(self, name, why):
