@@ -1,6 +1,7 @@
 # ruff: noqa: F401, F811
 """R4: what states, functions and commands tell is what there is."""
 
+import os
 import shutil
 
 import pytest
@@ -40,12 +41,68 @@ def test_a_vm_that_was_made_in_part_is_told_as_that(daemon, run):
     assert ret["changes"]["volumes"] == {"old": None, "new": {"private": 20 * GIB}}
 
 
+ONCE = {"create_only": True, "volumes": {"private": "20GiB"}}
+
+
 def test_changes_of_create_only_are_those_that_were_made(daemon, run):
     refuse(daemon, "admin.vm.volume.Resize", "private")
-    declared = {"create_only": True, "volumes": {"private": "20GiB"}}
-    ret = run(("qubes_vm.present", "new", declared))["new"]
+    ret = run(("qubes_vm.present", "new", ONCE))["new"]
     assert ret["result"] is False
     assert "created" in ret["changes"] and "volumes" not in ret["changes"]
+
+
+def test_a_vm_that_create_only_made_in_part_is_finished_by_the_next_run(there, run, command):
+    daemon, system = there
+    refuse(daemon, "admin.vm.volume.Resize", "private")
+    assert run(("qubes_vm.present", "new", ONCE))["new"]["result"] is False
+    assert "VM new: is not all that it was declared" in command("verify")[1]
+    daemon.before = None
+    forget(*there)
+    told = run(("qubes_vm.present", "new", ONCE), test=True)["new"]
+    assert told["result"] is None and "volumes" in told["changes"]
+    done = run(("qubes_vm.present", "new", ONCE))["new"]
+    assert (done["result"], done["changes"]) == (True, told["changes"])
+    assert daemon.vms["new"].volumes["private"].size == 20 * GIB
+    system.set_vm("new", label="green")  # from now on it is left alone
+    assert run(("qubes_vm.present", "new", {**ONCE, "label": "red"}))["new"]["changes"] == {}
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_vm_that_a_killed_create_only_made_is_finished(there, run, answered):
+    daemon, system = there
+    if os.fork() == 0:
+        name = "set_vm" if answered else "vm_properties"  # the first that is asked afterwards
+        setattr(system, name, lambda *_, **__: os._exit(9))
+        system.create_vm("new", **ONCE, klass="StandaloneVM")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    assert daemon.vms["new"].volumes["private"].size == 2 * GIB
+    forget(*there)
+    assert run(("qubes_vm.present", "new", ONCE))["new"]["result"] is True
+    assert daemon.vms["new"].volumes["private"].size == 20 * GIB
+    assert run(("qubes_vm.present", "new", {**ONCE, "label": "green"}))["new"]["changes"] == {}
+
+
+def test_a_vm_of_that_name_that_somebody_else_made_is_left_alone(there, run):
+    daemon, system = there
+    refuse(daemon, "admin.vm.volume.Resize", "private")
+    run(("qubes_vm.present", "new", ONCE))
+    del daemon.vms["new"]
+    daemon.add_vm("new")
+    daemon.before = None
+    forget(*there)
+    assert run(("qubes_vm.present", "new", ONCE))["new"]["changes"] == {}
+    assert system.verify_vm("new") == []
+    assert run(("qubes_vm.absent", "new", {"purge": True}))["new"]["result"] is True
+    assert run(("qubes_vm.absent", "new", {"purge": True}))["new"]["changes"] == {}
+
+
+def test_a_creation_that_failed_leaves_nothing(there, run):
+    refuse(there[0], "admin.vm.Create.AppVM", "fedora")
+    assert run(("qubes_vm.present", "new", ONCE))["new"]["result"] is False
+    there[0].before = None
+    forget(*there)
+    assert there[1].vm_remove_diff("new") == {}
 
 
 def test_revisions_that_were_set_are_told(daemon, run):

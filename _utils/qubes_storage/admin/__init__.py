@@ -41,7 +41,7 @@ class AdminSystem(AdminReading, AdminPools, AdminVMs, AdminClone, AdminMigrate, 
     again afterwards what it changed: whether it succeeded is told by that, not by the answer.
 
     root
-        Below it lie the guards, the journals of moves and copies, and what is looked at on disk.
+        Below it lie the guards, the journals, and what is looked at on disk.
     """
 
     backend = "admin"

@@ -1,4 +1,4 @@
-"""The journal of a move or a copy: what has to be known to go on with it after a kill."""
+"""The journal of a move, copy or creation: what has to be known to go on with it after a kill."""
 
 import contextlib
 import errno
@@ -13,7 +13,12 @@ from qubes_storage.exc import StoragePoolException
 
 MOVES = "/var/lib/qubes/storage-moves"
 COPIES = "/var/lib/qubes/storage-copies"
-_KINDS = {"move": (MOVES, shapes.MOVE, {"made": None}), "copy": (COPIES, shapes.COPY, shapes.BEGUN)}
+CREATIONS = "/var/lib/qubes/storage-creations"
+_KINDS = {
+    "move": (MOVES, shapes.MOVE, {"made": None}),
+    "copy": (COPIES, shapes.COPY, shapes.BEGUN),
+    "creation": (CREATIONS, shapes.CREATION, {}),
+}
 
 
 class Journal:
@@ -71,7 +76,7 @@ class Journal:
             replacing.replace(fd, f"{name}.json", data.encode(), owning.FILE_MODE)
 
     def remove(self, name):
-        """Forget a move or a copy; there may be no journal of it."""
+        """Forget a move, copy or creation; there may be no journal of it."""
         absent = contextlib.suppress(FileNotFoundError)
         with absent, self._told(name), files.closing(self._open()) as fd:
             with absent:

@@ -52,6 +52,12 @@ class AdminReport:
             found.append(
                 f"VM {name}: {self.said_of_copy(copying)}; declare it again with qubes_vm.present"
             )
+        creation = self.pending_creation(name)
+        if creation:
+            found.append(
+                f"VM {name}: is not all that it was declared ({creation['path']}); declare it again"
+                " with qubes_vm.present"
+            )
         if there.klass not in OWN:
             return found
         pools = self.list_pools()

@@ -1,4 +1,4 @@
-"""What the journals of a move and a copy hold, so that one that is none is told before its use."""
+"""What the journals hold, so that one that is none is told before its use."""
 
 from qubes_storage.admin.vm_words import OWN
 
@@ -68,3 +68,4 @@ MOVE = {
 COPY = {"source": _maybe, "uuid": _maybe, "features": _texts, "whole": _is(bool)}
 # What a copy's journal is before anything was done.
 BEGUN = {"source": None, "uuid": None, "features": {}, "whole": False}
+CREATION = {"uuid": _maybe}

@@ -60,12 +60,14 @@ class AdminVMPlan(AdminVMNew):
             if there is not None:
                 self._check_declared_again(name, copying, klass, template, clone_from)
             plan = self.plan_new(name, klass, template, label, pool, wanted, clone_from)
-        elif create_only:
-            plan = Plan()
+            left = copying
         else:
-            plan = self._compare_vm(name, there, klass, template, label, pool, wanted, migrate)
-        if copying:
-            plan.changes["unfinished"] = {"old": copying["path"], "new": None}
+            left = copying or self.pending_creation(name)
+            plan = Plan()
+            if left or not create_only:
+                plan = self._compare_vm(name, there, klass, template, label, pool, wanted, migrate)
+        if left:
+            plan.changes["unfinished"] = {"old": left["path"], "new": None}
         return plan
 
     def _check_declared_again(self, name, copying, klass, template, clone_from):

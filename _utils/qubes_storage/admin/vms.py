@@ -1,15 +1,15 @@
-"""R4: the verbs on VMs: list, info, create, set, remove, resize, revert."""
+"""R4: the verbs on VMs that are there: list, info, set, remove, resize, revert."""
 
+from qubes_storage.admin.making import AdminMaking
 from qubes_storage.admin.reading import vanished
-from qubes_storage.admin.vm_plan import AdminVMPlan
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.adminapi import fresh_if_refused, lines
-from qubes_storage.exc import AlreadyThere, InvalidInput, NotSupported, StoragePoolException
+from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.turns import turns
 from qubes_storage.values import check_vm_name, format_size, parse_size, shown, whole_sectors
 
 
-class AdminVMs(AdminVMPlan):
+class AdminVMs(AdminMaking):
     """The part of :py:class:`~qubes_storage.admin.AdminSystem` that is about VMs."""
 
     def _summary(self, name, klass):
@@ -60,48 +60,6 @@ class AdminVMs(AdminVMPlan):
         }
         return found
 
-    def create_vm(self, name, **declared):
-        """
-        Create a VM, its volumes in their pools, grown to the sizes declared.
-
-        Whether it came to be is read afterwards: without a default_kernel the daemon answers
-        nothing although the VM exists. One that was made and could not be grown stays, and
-        :py:meth:`set_vm` finishes it. What a copy that was cut off left is removed first. Returns
-        the changes.
-        """
-        self.refresh()
-        if check_vm_name(name) in self.listed() and not self.pending_copy(name):
-            raise AlreadyThere(f"VM {name}: is there already; change it with qubes_vm.set")
-        plan = self.vm_plan(name, **declared)
-        if "created" not in plan.changes:
-            return self.set_vm(name, **declared)
-        if "unfinished" in plan.changes:
-            self.drop_unfinished(name)
-        if plan.copied:
-            self.copy_vm(plan.copied, name, plan.klass, plan.pools)
-        else:
-            self.make_vm(name, plan.klass, plan.template, plan.label, plan.pools)
-        self.set_vm(name, **{**declared, "create_only": False})
-        return plan.changes
-
-    def make_vm(self, name, klass, template, label, pools):
-        """Create a VM and see that it is there and what was asked for."""
-        verb = f"admin.vm.Create{'InPool' if pools else ''}.{klass}"
-        words = [f"name={name}", f"label={label}", *(f"pool:{v}={p}" for v, p in pools.items())]
-        answer = self.client.call(verb, arg=template or "", payload=" ".join(words))
-        there = self.listed().get(name)
-        if there is None and answer.ok:
-            raise vanished(name)
-        if there is None:
-            raise StoragePoolException(f"VM {name}: was not created: {answer}")
-        properties = self.vm_properties(name)
-        is_ = properties["template"].value if "template" in properties else None
-        if answer.kind == "exception" or (there.klass, is_) != (klass, template or None):
-            raise StoragePoolException(
-                f"VM {name}: someone else created it meanwhile, as {there.klass} on {is_}; run"
-                " again"
-            )
-
     def set_vm(self, name, **declared):
         """
         Change a VM that is there, only what is declared and differs: label, template, revisions to
@@ -118,9 +76,11 @@ class AdminVMs(AdminVMPlan):
             return self.create_vm(name, **declared)
         if "created" in changes:
             raise vanished(name)
+        if moving:
+            self.resume_move(name)
+        elif self.pending_copy(name):
+            self.finish_copy(name)
         if "unfinished" in changes:
-            finish = self.resume_move if moving else self.finish_copy
-            finish(name)
             plan = self.vm_plan(name, **declared)
             changes.update(plan.changes)
         if plan.pools:
@@ -132,6 +92,8 @@ class AdminVMs(AdminVMPlan):
             self._set_revisions(name, volume, keep)
         for volume, size in plan.sizes.items():
             self._grow(name, volume, size)
+        if "unfinished" in changes:
+            self.creations.remove(name)
         return changes
 
     def _set_property(self, name, key, value):
@@ -191,8 +153,8 @@ class AdminVMs(AdminVMPlan):
         if problem:
             raise StoragePoolException(problem)
         there = self.listed().get(name)
-        copying = self.copies.read(name)
-        changes = {"unfinished": {"old": copying["path"], "new": None}} if copying else {}
+        left = self.copies.read(name) or self.creations.read(name)
+        changes = {"unfinished": {"old": left["path"], "new": None}} if left else {}
         if there is None:
             return changes
         if there.klass == "AdminVM":
@@ -249,6 +211,7 @@ class AdminVMs(AdminVMPlan):
         done = self.drop_vm(name) if "removed" in changes else True
         if "unfinished" in changes:
             self.copies.remove(name)
+            self.creations.remove(name)
         return changes if done else {}
 
     def drop_vm(self, name):

@@ -1,0 +1,87 @@
+"""
+R4: making a VM.
+
+The daemon makes one of its own sizes, so what is declared beyond that is set on it afterwards. A
+run that dies in between is finished by the next one, which finds that it differs. With
+``create_only`` that one would leave it alone, so a journal is on the disk before the VM is, and
+goes once it is as declared.
+"""
+
+import contextlib
+
+from qubes_storage.admin.journal import Journal
+from qubes_storage.admin.reading import vanished
+from qubes_storage.admin.vm_plan import AdminVMPlan
+from qubes_storage.exc import AlreadyThere, StoragePoolException
+from qubes_storage.values import check_vm_name
+
+
+class AdminMaking(AdminVMPlan):
+    """The part of :py:class:`~qubes_storage.admin.AdminSystem` that makes VMs."""
+
+    @property
+    def creations(self):
+        """The journals of VMs that ``create_only`` leaves alone once they are as declared."""
+        return Journal(self.root, "creation")
+
+    def pending_creation(self, name):
+        """The journal of a VM that is there and was not yet all that it was declared, or None."""
+        creation = self.creations.read(name)
+        if creation and creation["uuid"] not in (None, self._uuid(name)):
+            return None  # that one is gone, and this one somebody else's
+        return creation
+
+    def create_vm(self, name, **declared):
+        """
+        Create a VM, its volumes in their pools, grown to the sizes declared.
+
+        Whether it came to be is read afterwards: without a default_kernel the daemon answers
+        nothing although the VM exists. One that was made and could not be grown stays, and
+        :py:meth:`set_vm` finishes it. What a copy that was cut off left is removed first. Returns
+        the changes.
+        """
+        self.refresh()
+        if check_vm_name(name) in self.listed() and not self.pending_copy(name):
+            raise AlreadyThere(f"VM {name}: is there already; change it with qubes_vm.set")
+        plan = self.vm_plan(name, **declared)
+        if "created" not in plan.changes:
+            return self.set_vm(name, **declared)
+        if "unfinished" in plan.changes:
+            self.drop_unfinished(name)
+        with self._told(name) if declared.get("create_only") else contextlib.nullcontext():
+            if plan.copied:
+                self.copy_vm(plan.copied, name, plan.klass, plan.pools)
+            else:
+                self.make_vm(name, plan.klass, plan.template, plan.label, plan.pools)
+        self.set_vm(name, **{**declared, "create_only": False})
+        return plan.changes
+
+    @contextlib.contextmanager
+    def _told(self, name):
+        """A journal of the creation of a VM, which goes if it fails."""
+        self.creations.write(name, {"uuid": None})
+        try:
+            yield
+        except Exception:
+            with contextlib.suppress(StoragePoolException):
+                self.creations.remove(name)
+            raise
+        self.creations.write(name, {"uuid": self._uuid(name)})
+
+    def make_vm(self, name, klass, template, label, pools):
+        """Create a VM and see that it is there and what was asked for."""
+        verb = f"admin.vm.Create{'InPool' if pools else ''}.{klass}"
+        words = [f"name={name}", f"label={label}", *(f"pool:{v}={p}" for v, p in pools.items())]
+        answer = self.client.call(verb, arg=template or "", payload=" ".join(words))
+        there = self.listed().get(name)
+        if there is None and answer.ok:
+            raise vanished(name)
+        if there is None:
+            raise StoragePoolException(f"VM {name}: was not created: {answer}")
+        properties = self.vm_properties(name)
+        is_ = properties["template"].value if "template" in properties else None
+        if answer.kind == "exception" or (there.klass, is_) != (klass, template or None):
+            raise StoragePoolException(
+                f"VM {name}: someone else created it meanwhile, as {there.klass} on {is_}; run"
+                " again"
+            )
