@@ -18,7 +18,7 @@ import time
 from typing import NamedTuple
 
 from qubes_storage.exc import InvalidInput, StoragePoolException
-from qubes_storage.values import check_vm_name
+from qubes_storage.values import check_admin_vm_name
 
 SOCKET = "/var/run/qubesd.sock"
 MAX_BYTES = 65536  # of a whole request; qubesd drops a longer one without a word
@@ -76,8 +76,7 @@ def request(method, dest="dom0", arg="", payload=b""):
             f"{method}: argument {arg!r} has a space or a character that is not printable ASCII,"
             " which the Admin API cannot send; take another name"
         )
-    if dest != "dom0":
-        check_vm_name(dest)
+    check_admin_vm_name(dest)
     payload = payload.encode() if isinstance(payload, str) else payload
     data = f"{method}+{arg} dom0 name {dest}".encode("ascii") + b"\0" + payload
     if len(data) > MAX_BYTES:

@@ -11,7 +11,7 @@ from qubes_storage.blame import of_driver
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.values import format_size
-from qubes_storage.vm import IMAGES, KERNEL_FILES, KERNELS, volatile_size
+from qubes_storage.vm import IMAGES, KERNEL_FILES, KERNELS, template_qid, volatile_size
 
 # What R3.2 and its tools put into a VM's directory; a .old is what one of them set aside.
 _KNOWN = {
@@ -96,8 +96,8 @@ class Checking:
         ]
 
     def _verify_template(self, vm):
-        qid = vm.entry.attrs.get("template_qid", "none")
-        if qid.lower() == "none":
+        qid = template_qid(vm.entry)
+        if qid is None:
             return []
         template = self.find_vm(vm.template) if vm.template else None
         if template is None:
@@ -115,13 +115,11 @@ class Checking:
         """R3.2 takes the kernel of the registry, or one in the VM's own directory."""
         if vm.klass.is_hvm:
             return []
-        version = vm.entry.attrs.get("kernel", "None")
-        if vm.entry.attrs.get("uses_default_kernel") == "True":
-            version = self.registry().get("default_kernel") or "None"
-        own = version in ("None", "none", "")
+        version = self._kernel_of(vm)
+        own = version is None
         if own and not files.exists(fd, "kernels"):
             return []
-        if "/" in version or version in (".", ".."):
+        if not own and ("/" in version or version in (".", "..")):
             return [f"VM {vm.name}: kernel {version!r} is no name of one; set another"]
         path = os.path.join(place, "kernels") if own else os.path.join(KERNELS, version)
         there = []

@@ -23,12 +23,12 @@ _FILES = (
 )  # fmt: skip
 
 
-def clone_attrs(source, default_netvm):
+def clone_attrs(source, registry):
     """The attributes that a clone has from its source, the default NetVM by its qid."""
     names = _ATTRS + (_HVM_ATTRS if source.klass.is_hvm else _KERNEL_ATTRS)
     attrs = {key: source.entry.attrs[key] for key in names if key in source.entry.attrs}
-    if attrs.get("uses_default_netvm") == "True":
-        attrs["netvm_qid"] = default_netvm or "none"
+    if not source.klass.is_netvm and source.entry.flag("uses_default_netvm", True):
+        attrs["netvm_qid"] = registry.get("default_netvm") or "none"
     return attrs
 
 
@@ -82,7 +82,7 @@ class Cloning:
         self._check_images(source, self.pool_of(source), [])
         self._plan_copies(plan, source, sizes)
         self._check_copied(plan)
-        plan.attrs = clone_attrs(source, self.registry().get("default_netvm"))
+        plan.attrs = clone_attrs(source, self.registry())
         self.check_growth(place, self._needed(plan))
         self._check_new_vm(vm)
         build.check_vacant(place, vm)

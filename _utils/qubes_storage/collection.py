@@ -18,6 +18,7 @@ _GLOBALS = (
     "clockvm", "default_fw_netvm", "default_kernel", "default_netvm", "default_template",
     "updatevm",
 )  # fmt: skip
+_SERVE = ("QubesAdminVm", "QubesNetVm", "QubesProxyVm")  # R3.2 has none of them follow a default
 _BACKUP = "restore it from a backup in /var/lib/qubes/backup"
 _END = b"\n</QubesVmCollection>"
 _TAG = re.compile(rb"<[^>\"']*(?:\"[^\"]*\"[^>\"']*|'[^']*'[^>\"']*)*>")
@@ -72,6 +73,15 @@ class Entry:
             entry.raw = entry.raw[:-2] + b">" + self.raw[len(head) :]
         return entry
 
+    def flag(self, name, default):
+        """A truth value as R3.2 reads one; ``default`` where there is none."""
+        text = self.attrs.get(name)
+        if text is None:
+            return default
+        if text.isascii() and text.isdigit():
+            return bool(text.strip("0"))
+        return text.lower() not in ("", "none", "false")
+
     @property
     def number(self):
         """The qid, or None where it is none that R3.2 takes."""
@@ -97,12 +107,28 @@ class Registry:
         self._head = head
         self._tail = tail
         self.by_name = {}
-        self.by_qid = {}
+        self._by_qid = {}
         for entry in entries:
             if entry.tag.startswith("Qubes"):
                 self.by_name.setdefault(entry.attrs.get("name"), entry)
-                if "qid" in entry.attrs:
-                    self.by_qid.setdefault(entry.attrs["qid"], entry)
+                self._by_qid.setdefault(_number(entry.attrs.get("qid")), entry)
+        self._by_qid.pop(None, None)  # one without is nobody's
+
+    def by_qid(self, qid):
+        """The entry that an attribute names, or None; R3.2 compares the numbers."""
+        return self._by_qid.get(_number(qid))
+
+    def uses(self, entry):
+        """``{word: entry or None}`` of the VMs that one uses, as R3.2 loads them."""
+        attrs, serves = entry.attrs, entry.tag in _SERVE
+        follows = not serves and entry.flag("uses_default_netvm", True)
+        found = {
+            "template": attrs.get("template_qid"),
+            "NetVM": self.get("default_netvm") if follows else attrs.get("netvm_qid"),
+        }
+        if not entry.flag("uses_default_dispvm_netvm", True):
+            found["NetVM of the DispVMs"] = attrs.get("dispvm_netvm")
+        return {word: self.by_qid(qid) for word, qid in found.items()}
 
     def get(self, key):
         """The qid that the collection's attribute ``key`` names, or None."""
@@ -232,6 +258,6 @@ def _assemble(data, found):
 
 def with_dom0(registry):
     """R3.2's load adds dom0 to a collection that lacks it."""
-    if "0" in registry.by_qid:
+    if registry.by_qid("0"):
         return registry
     return registry.copy([Entry("QubesAdminVm", dict(_DOM0)), *registry.entries])

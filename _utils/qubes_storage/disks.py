@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape
 from qubes_storage import build, files, image
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
-from qubes_storage.vm import IMAGES, KERNELS
+from qubes_storage.vm import IMAGES, KERNELS, template_qid
 
 _DRIVES = {"hd": "disk", "cdrom": "cdrom"}
 
@@ -65,8 +65,8 @@ class Disks:
         The root image: alone, as what root-cow.img saves the old blocks of (a template), or as a
         snapshot below which the template may change.
         """
-        qid = vm.entry.attrs.get("template_qid", "none")
-        if vm.template is None and qid.lower() != "none":
+        qid = template_qid(vm.entry)
+        if vm.template is None and qid is not None:
             raise StoragePoolException(
                 f"VM {vm.name}: its template (qid {qid}) is not in qubes.xml; give it another with"
                 f" qubes_vm.set {vm.name} template=NAME"
@@ -85,23 +85,27 @@ class Disks:
 
     def _modules(self, vm, vmdir):
         """The kernel's modules; a VM with kernels of its own may write to its own."""
-        if vm.klass.name == "AdminVM":
+        if vm.klass.name == "AdminVM" or vm.klass.is_hvm:
             return ""
-        kernel = vm.entry.attrs.get("kernel", "None")
-        if vm.entry.attrs.get("uses_default_kernel", "False") == "True":
-            kernel = self.registry().get("default_kernel") or "None"
-        own = kernel.lower() in ("none", "")
-        if "/" in kernel or kernel in (".", ".."):
+        kernel = self._kernel_of(vm)
+        if kernel and ("/" in kernel or kernel in (".", "..")):
             raise InvalidInput(
                 f"VM {vm.name}: kernel {kernel!r} leads out of {KERNELS}; mend it in qubes.xml"
             )
-        path = os.path.join(vmdir, "kernels") if own else os.path.join(KERNELS, kernel)
+        path = os.path.join(KERNELS, kernel) if kernel else os.path.join(vmdir, "kernels")
         try:
-            with files.closing(self._kernels_of(vm, None if own else kernel)) as fd:
+            with files.closing(self._kernels_of(vm, kernel)) as fd:
                 there = image.measure(fd, "modules.img")
         except OSError:
             there = None
-        return _disk(f"{path}/modules.img", "xvdd", read_only=not own) if there else ""
+        return _disk(f"{path}/modules.img", "xvdd", read_only=kernel is not None) if there else ""
+
+    def _kernel_of(self, vm):
+        """The version of the kernel of a VM, None for one in its own directory."""
+        if vm.entry.flag("uses_default_kernel", True):
+            return self.registry().get("default_kernel")
+        version = vm.entry.attrs.get("kernel", "")
+        return None if version.lower() in ("none", "") else version
 
     def _kernels_of(self, vm, kernel):
         if kernel:

@@ -220,9 +220,8 @@ class _Local(_Then, Files, system.System):
         names = self._keeping(there, "pool", pool)
         return [there.get(name) or VM(name, KLASSES["AppVM"], pool=pool) for name in names]
 
-    def _users(self, found, vm, key):
-        users = super()._users(found, vm, key)
-        return self._keeping(users, key.removesuffix("_qid"), vm.name)
+    def _users(self, found, vm, word):
+        return self._keeping(super()._users(found, vm, word), word, vm.name)
 
     def _keeping(self, users, key, used):
         then = [name for name in users if not self.run.leaves(name, key, used)]

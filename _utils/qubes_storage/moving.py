@@ -57,7 +57,7 @@ class Moving:
             raise StoragePoolException(f"VM {new_name}: is in qubes.xml already; take another name")
         self._check_own_directory(vm)
         self._check_nothing_inside(vm)
-        if vm.entry.attrs.get("installed_by_rpm") == "True":
+        if vm.entry.flag("installed_by_rpm", False):
             raise StoragePoolException(
                 f"VM {name}: is installed by RPM, which knows it by its name; clone it instead, and"
                 " remove its package"

@@ -209,8 +209,7 @@ class Planning:
     def default_template(self, name):
         """The name of the template that VM ``name`` gets where it says none."""
         registry = self.registry()
-        qid = registry.get("default_template")
-        entry = registry.by_qid.get(qid) if qid else None  # one without a qid is nobody's
+        entry = registry.by_qid(registry.get("default_template"))
         if entry is None:
             raise StoragePoolException(
                 f"VM {name}: no template is declared and the system has no default one; declare"

@@ -147,7 +147,8 @@ class Pools(Placing):
         if pool is None:
             return self._with_guards(name, old, declared, changes), options
         moved = set(changes) & set(_PLACE)
-        if old is not None and self._dir_path(name) != pool.dir_path:
+        place = normalise("dir_path", pool.dir_path)
+        if old is not None and normalise("dir_path", self._dir_path(name)) != place:
             moved.add("dir_path")
         if old is not None and moved:
             self._refuse_move(name, sorted(moved), pool)

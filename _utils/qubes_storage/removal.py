@@ -138,17 +138,14 @@ class Removal:
         """The names of VMs in an order in which they can go: those that use others before these."""
         found, users = self.registry(), {}
         for entry in found.entries:
-            follows = entry.attrs.get("uses_default_netvm") == "True"
-            netvm = found.get("default_netvm") if follows else entry.attrs.get("netvm_qid")
-            for qid in (entry.attrs.get("template_qid"), netvm):
-                used = found.by_qid.get(qid)
+            for used in found.uses(entry).values():
                 if used is not None:
                     users.setdefault(used.attrs.get("name"), []).append(entry.attrs.get("name"))
         return turns(names, users)
 
     def _check_unused(self, found: Registry, vm):
-        for key, word in (("template_qid", "template"), ("netvm_qid", "NetVM")):
-            users = self._users(found, vm, key)
+        for word in ("template", "NetVM", "NetVM of the DispVMs"):
+            users = self._users(found, vm, word)
             if users:
                 raise StoragePoolException(
                     f"VM {vm.name}: is the {word} of {shown(users)}; give them another or"
@@ -156,20 +153,13 @@ class Removal:
                     waits_for=[(f"{word} of", user, vm.name) for user in users],
                 )
 
-    def _users(self, found, vm, key):
-        """The names of the other VMs that have a VM as what ``key`` says."""
-        qid = vm.entry.attrs.get("qid")
+    def _users(self, found, vm, word):
+        """The names of the other VMs that have a VM as their ``word``."""
         return [
             entry.attrs.get("name", "?")
             for entry in found.entries
-            if entry is not vm.entry and self._uses(found, entry, key, qid)
+            if entry is not vm.entry and found.uses(entry).get(word) is vm.entry
         ]
-
-    @staticmethod
-    def _uses(found, entry, key, qid):
-        if key == "netvm_qid" and entry.attrs.get("uses_default_netvm") == "True":
-            return found.get("default_netvm") == qid
-        return entry.attrs.get(key) == qid
 
     def _held(self, vm):
         """``(directory or None, {path: allocated})`` of what a VM's directory holds."""

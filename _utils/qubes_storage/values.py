@@ -145,17 +145,23 @@ def check_vm_name(name):
     pass: 1 to 31 of ``a-z A-Z 0-9 _ . -``, a letter first, no ``-dm`` at the end, no word that
     qubes.xml would turn into something else, not ``default`` and not ``lost+found``.
     """
+    taken = name == "default" or str(name).lower() in _NOT_A_STRING
+    return _vm_name(name, taken, "default, none, true, false")
+
+
+def check_admin_vm_name(name):
+    """Refuse what no VM of R4 can be called: the same, but ``true`` and ``None`` are names."""
+    return _vm_name(name, name in ("default", "none"), "default, none")
+
+
+def _vm_name(name, taken, words):
     if not isinstance(name, str):
         raise InvalidInput(f"VM {name!r}: the name is not a text; put it in quotes")
-    if (
-        not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}", name)
-        or name.endswith("-dm")
-        or name.lower() in _NOT_A_STRING
-        or name == "default"
-    ):
+    fits = re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}", name) and not name.endswith("-dm")
+    if taken or not fits:
         raise InvalidInput(
             f"VM {name!r}: not a name for a VM; take 1 to 31 of a-z A-Z 0-9 _ . - with a letter"
-            " first, not ending in -dm, and none of default, none, true, false"
+            f" first, not ending in -dm, and none of {words}"
         )
     return name
 

@@ -131,6 +131,12 @@ def volatile_size(root_size):
     return min(root_size // MIB * MIB + _VOLATILE_EXTRA, 2**63 - 512)  # no file is larger
 
 
+def template_qid(entry):
+    """The qid of the template that an element names, there or not; None for none."""
+    qid = entry.attrs.get("template_qid", "")
+    return None if qid.lower() in ("", "none") else qid
+
+
 class VM:
     """A VM as the registry has it, or as it would be; R3.2's attributes, none of its state."""
 
@@ -152,9 +158,9 @@ class VM:
         name = entry.attrs.get("name")
         if klass is None or not name:
             return None
-        qid = entry.attrs.get("template_qid", "none")
-        template = registry.by_qid.get(qid)
-        if klass is KLASSES["AppVM"] and qid.lower() == "none":
+        qid = template_qid(entry)
+        template = registry.by_qid(qid)
+        if klass is KLASSES["AppVM"] and qid is None:
             klass = KLASSES["StandaloneVM"]
         return cls(
             name,
@@ -162,7 +168,7 @@ class VM:
             pool=entry.attrs.get("pool_name", "default"),
             label=entry.attrs.get("label", klass.label),
             template=template.attrs.get("name") if template else None,
-            based=klass.based_on is not None and qid.lower() != "none",
+            based=klass.based_on is not None and qid is not None,
             entry=entry,
         )
 

@@ -251,7 +251,7 @@ def test_the_systems_defaults_are_read_as_r32_reads_them(scratch, case):
     found = registry.load(machine.connect().root)
     effective = {"default_kernel": found.get("default_kernel")}
     for key in GLOBALS:
-        entry = found.by_qid.get(found.get(key))
+        entry = found.by_qid(found.get(key))
         effective[f"{key}_qid"] = int(entry.attrs["qid"]) if entry else None
     expected = ours.get("globals", observed.get("globals"))
     if expected is not None:

@@ -307,6 +307,27 @@ def test_create_only_leaves_what_exists_alone(there):
     assert daemon.vms["new"].volumes["private"].size == 9 * GIB
 
 
+@pytest.mark.parametrize("name", ["true", "None", "False", "NONE"])
+def test_a_vm_whose_name_r32_would_not_take_is_one_like_others(there, name):
+    daemon, system = there
+    system.create_vm(name, pool="ssd")
+    assert {name, "work"} <= {*system.list_vms()}
+    assert system.pool_info("ssd")["vms"] == sorted([name, "work"])
+    assert name in system.report()["ssd"]["vms"]
+    system.migrate_vm(name, "btrfs")
+    system.remove_vm("vault", purge=True)
+    system.remove_vm(name, purge=True)
+    assert name not in daemon.vms
+
+
+@pytest.mark.parametrize("name", ["none", "default", "a-dm", "a b", "../x", "1a", "a" * 32])
+def test_what_is_no_name_on_r4_is_told_before_the_daemon_is_asked(there, name):
+    for call in (there[1].create_vm, there[1].set_vm, there[1].vm_diff):
+        with pytest.raises(InvalidInput, match="not a name for a VM"):
+            call(name)
+    assert not writes(there[0])
+
+
 def test_remove_says_what_goes_and_who_stands_in_the_way(there):
     daemon, system = there
     with pytest.raises(StoragePoolException, match=r"private in pool ssd.*only with purge: true"):

@@ -5,7 +5,7 @@ import os
 import pytest
 from qubes_storage.exc import StoragePoolException
 
-from tests.r32.machine import LIB
+from tests.r32.machine import KERNEL, LIB, element
 
 
 @pytest.fixture
@@ -54,3 +54,42 @@ def test_the_directories_of_a_pool_that_are_links(machine):
 def test_what_is_not_there_is_told_all_the_same(machine):
     machine.path(f"{LIB}/appvms/alone").rename(machine.path("/mnt/alone"))
     assert f"{LIB}/appvms/alone/root.img" in machine.connect().disks("alone")["rootdev"]
+
+
+@pytest.mark.parametrize(
+    ("attrs", "default"),
+    [
+        ({}, True),
+        ({"uses_default_kernel": "true", "kernel": "gone"}, True),
+        ({"uses_default_kernel": None, "kernel": "gone"}, True),
+        ({"uses_default_kernel": "False", "kernel": KERNEL}, True),
+        ({"uses_default_kernel": "false", "kernel": "none"}, False),
+        ({"uses_default_kernel": "0", "kernel": None}, False),
+    ],
+)
+def test_the_kernel_is_the_one_that_r32_reads(scratch, attrs, default):
+    machine = scratch()
+    machine.elements.append(element("QubesAppVm", "app", 5, template_qid="1", **attrs))
+    found = machine.elements[-1][1]
+    for key in [key for key, value in attrs.items() if value is None]:
+        del found[key]
+    machine.write_registry()
+    machine.mkdir(f"{LIB}/appvms/app")
+    machine.image(f"{LIB}/appvms/app/private.img", 4096)
+    system = machine.connect()
+    assert (f"{LIB}/vm-kernels/{KERNEL}/modules.img" in system.disks("app")["otherdevs"]) == default
+    assert not any("kernel" in told for told in system.verify_vm("app"))
+
+
+@pytest.mark.parametrize("value", ["True", "true", "1"])
+def test_a_vm_that_a_package_installed_is_not_renamed_however_that_is_written(scratch, value):
+    machine = scratch()
+    machine.connect().create_vm("work")
+    text = machine.xml.replace(b'name="work"', b'name="work" x="y"')
+    head, tail = text.split(b'x="y"')
+    old, new = b'installed_by_rpm="False"', f'installed_by_rpm="{value}"'.encode()
+    machine.path(f"{LIB}/qubes.xml").write_bytes(
+        head[: head.rindex(old)] + new + head[head.rindex(old) + len(old) :] + tail
+    )
+    with pytest.raises(StoragePoolException, match="installed by RPM"):
+        machine.connect().rename_vm("work", "new")

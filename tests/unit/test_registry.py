@@ -203,4 +203,4 @@ def test_a_number_is_taken_however_it_is_written():
     numbers = ("1", " 2", "+3", "04", "x", None)
     found = registry.Registry({}, [Entry("QubesAppVm", {"qid": n} if n else {}) for n in numbers])
     assert found.unused("qid") == "5"
-    assert None not in found.by_qid
+    assert found.by_qid(None) is None

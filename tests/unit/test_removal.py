@@ -283,3 +283,80 @@ def test_only_the_defaults_that_a_vm_was_are_unset(scratch):
     before = dict(system.registry().attrs)
     system.remove_vm("net")
     assert dict(system.registry().attrs) == {**before, "clockvm": "None"}
+
+
+DEFAULTS = {"default_netvm": "3", "default_fw_netvm": "2"}
+WHO_USES = [  # (attributes of VM app, the VMs that it uses besides its template)
+    ({}, "fw"),
+    ({"uses_default_netvm": None}, "fw"),
+    ({"uses_default_netvm": "true", "netvm_qid": "4"}, "fw"),
+    ({"uses_default_netvm": "False", "netvm_qid": "4"}, "vpn"),
+    ({"uses_default_netvm": "false", "netvm_qid": "04"}, "vpn"),
+    ({"uses_default_netvm": "False", "netvm_qid": "none"}, None),
+    ({"uses_default_netvm": "False", "netvm_qid": None}, None),
+    ({"uses_default_netvm": "False", "dispvm_netvm": "4"}, None),
+    ({"uses_default_dispvm_netvm": None, "dispvm_netvm": "4"}, "fw"),
+    ({"uses_default_netvm": "0", "uses_default_dispvm_netvm": "False", "dispvm_netvm": "4"}, "vpn"),
+]
+
+
+@pytest.fixture
+def net(scratch):
+    """``net(tag, attributes)``: a machine with NetVMs and a VM of that kind called app."""
+
+    def make(tag, attrs):
+        machine = scratch()
+        machine.attrs.update(DEFAULTS)
+        alone = {"uses_default_netvm": "False", "netvm_qid": "none"}
+        machine.elements += [
+            element("QubesNetVm", "net", 2, template_qid="1", **alone),
+            element("QubesProxyVm", "fw", 3, template_qid="1", **alone),
+            element("QubesProxyVm", "vpn", 4, template_qid="1", **alone),
+            element(tag, "app", 5, **{"template_qid": "1", **attrs}),
+        ]
+        found = machine.elements[-1][1]
+        for key in [key for key, value in attrs.items() if value is None]:
+            del found[key]
+        machine.elements[1][1].update(alone)  # of the template, which follows a default, too
+        machine.write_registry()
+        return machine
+
+    return make
+
+
+@pytest.mark.parametrize(("attrs", "used"), WHO_USES)
+def test_a_netvm_that_is_used_stays_and_goes_after_its_users(net, attrs, used):
+    system = net("QubesAppVm", attrs).connect()
+    names = ["vpn", "fw", "net", "app"]
+    last = [] if used is None else [used]
+    assert system.removal_order(names) == [*(n for n in names if n not in last), *last]
+    for name in ("vpn", "fw"):
+        if name == used:
+            with pytest.raises(StoragePoolException, match=f"VM {name}: is the NetVM.* of app;"):
+                system.vm_remove_diff(name)
+        else:
+            assert system.vm_remove_diff(name)
+
+
+@pytest.mark.parametrize("tag", ["QubesNetVm", "QubesProxyVm"])
+def test_a_netvm_follows_no_default(net, tag):
+    system = net(tag, {"uses_default_netvm": "True", "netvm_qid": "4"}).connect()
+    assert system.vm_remove_diff("fw")
+    assert system.vm_remove_diff("net")
+    with pytest.raises(StoragePoolException, match="VM vpn: is the NetVM of app"):
+        system.vm_remove_diff("vpn")
+
+
+@pytest.mark.parametrize("qid", ["01", " 1", "+1"])
+def test_a_template_in_use_stays_however_its_number_is_written(net, qid):
+    system = net("QubesAppVm", {"template_qid": qid}).connect()
+    assert system.list_vms()["app"]["template"] == "fedora-23"
+    with pytest.raises(StoragePoolException, match="is the template of .*app"):
+        system.remove_vm("fedora-23", purge=True)
+
+
+@pytest.mark.parametrize("qid", ["", "none", "None"])
+def test_no_template_is_a_standalone_vm(net, qid):
+    system = net("QubesAppVm", {"template_qid": qid}).connect()
+    assert system.list_vms()["app"]["klass"] == "StandaloneVM"
+    assert "root" in system.get_vm("app").images

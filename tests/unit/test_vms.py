@@ -153,6 +153,28 @@ def test_a_vm_of_a_class_that_is_not_known_here_is_left_alone(machine, system):
     refused(machine, lambda: system.set_pool("foo", dir_path="/mnt/bar"), match)
 
 
+@pytest.mark.parametrize(
+    ("pool", "there"),
+    [("default", "/var/lib/qubes"), ("foo", "/mnt/foo"), ("bar", "/mnt/bar/")],
+)
+@pytest.mark.parametrize("spelled", ["{}", "{}/", "{}//", "/.{}", "{}/../{name}"])
+def test_a_dir_path_that_is_spelled_otherwise_is_no_move(machine, pool, there, spelled):
+    text = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
+    text += "[bar]\ndriver=xen\ndir_path=/mnt/bar/\n"
+    machine.write("/etc/qubes/storage.conf", text.encode())
+    for path in ("/mnt/foo", "/mnt/bar"):
+        for subdir in ("appvms", "servicevms", "vm-templates"):
+            machine.mkdir(f"{path}/{subdir}")
+    system = machine.connect()
+    system.create_vm("work", pool=pool)
+    path = spelled.format(there, name=there.strip("/").split("/")[-1])
+    declared = {"driver": "xen", "dir_path": path}
+    assert system.pool_diff(pool, **declared) == {}
+    wanted = {"min_free": {"old": None, "new": "1MiB"}}
+    assert system.set_pool(pool, min_free="1MiB", **declared) == wanted
+    assert system.pool_diff(pool, min_free="1MiB", **declared) == {}
+
+
 @pytest.mark.parametrize("umask", ["000", "077", "777"])
 def test_modes_are_ours_whatever_the_umask(machine, umask):
     declared = {"klass": "StandaloneVM", "template": "fedora-23"}

@@ -21,7 +21,7 @@ from qubes_storage.admin.journal import Journal
 from qubes_storage.admin.shapes import BEGUN
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
-from qubes_storage.values import check_vm_name
+from qubes_storage.values import check_admin_vm_name
 
 
 class AdminClone(AdminCopy):
@@ -163,6 +163,6 @@ class AdminClone(AdminCopy):
         """
         self.refresh()
         self.get_listed(name)
-        if check_vm_name(new_name) in self.listed() and not self.pending_copy(new_name):
+        if check_admin_vm_name(new_name) in self.listed() and not self.pending_copy(new_name):
             raise StoragePoolException(f"VM {new_name}: is there already; take another name")
         return self.create_vm(new_name, clone_from=name, pool=pool)

@@ -13,7 +13,7 @@ from qubes_storage.admin.journal import Journal
 from qubes_storage.admin.reading import vanished
 from qubes_storage.admin.vm_plan import AdminVMPlan
 from qubes_storage.exc import AlreadyThere, StoragePoolException
-from qubes_storage.values import check_vm_name
+from qubes_storage.values import check_admin_vm_name
 
 
 class AdminMaking(AdminVMPlan):
@@ -41,7 +41,7 @@ class AdminMaking(AdminVMPlan):
         the changes.
         """
         self.refresh()
-        if check_vm_name(name) in self.listed() and not self.pending_copy(name):
+        if check_admin_vm_name(name) in self.listed() and not self.pending_copy(name):
             raise AlreadyThere(f"VM {name}: is there already; change it with qubes_vm.set")
         plan = self.vm_plan(name, **declared)
         if "created" not in plan.changes:

@@ -15,7 +15,7 @@ from qubes_storage.admin.shapes import STEPS
 from qubes_storage.admin.steps import AdminSteps
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.exc import NotSupported, StoragePoolException
-from qubes_storage.values import check_vm_name, shown
+from qubes_storage.values import check_admin_vm_name, shown
 
 _UNDONE = STEPS[:3]  # while the original is there
 
@@ -55,7 +55,7 @@ class AdminMigrate(AdminSteps):
                 " qubes_vm.clone first"
             )
         self.refresh()
-        moving = self.pending_move(check_vm_name(name))
+        moving = self.pending_move(check_admin_vm_name(name))
         if moving:  # what that move was to move, and nothing else
             changes = self._unfinished(name, moving, None, pool == moving["pool"])
             self.resume_move(name)

@@ -4,7 +4,7 @@ from qubes_storage.admin.pool_plan import check_revisions
 from qubes_storage.admin.vm_words import OWN, SIZES, Plan, check_klass
 from qubes_storage.adminapi import lines
 from qubes_storage.exc import InvalidInput, StoragePoolException
-from qubes_storage.values import check_vm_name
+from qubes_storage.values import check_admin_vm_name
 
 
 class AdminVMNew:
@@ -29,7 +29,7 @@ class AdminVMNew:
         return self.listed().get(name)
 
     def _source(self, name, source, word):
-        moving = self.pending_move(check_vm_name(source))
+        moving = self.pending_move(check_admin_vm_name(source))
         if moving:
             raise StoragePoolException(
                 f"VM {name}: {source}: its move to pool {moving['pool']} was cut off"

@@ -5,7 +5,7 @@ from qubes_storage.admin.vm_new import AdminVMNew
 from qubes_storage.admin.vm_words import OWN, Plan, check_klass, check_volumes
 from qubes_storage.adminapi import check_label, fresh_if_refused
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
-from qubes_storage.values import check_vm_name
+from qubes_storage.values import check_admin_vm_name
 
 
 class AdminVMPlan(AdminVMNew):
@@ -47,7 +47,7 @@ class AdminVMPlan(AdminVMNew):
         if label is not None:
             check_label(label, f"VM {name}")
         wanted = check_volumes(name, volumes)
-        moving = self.pending_move(check_vm_name(name))
+        moving = self.pending_move(check_admin_vm_name(name))
         if moving and create_only:
             return Plan()
         if moving:

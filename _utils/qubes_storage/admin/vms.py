@@ -6,7 +6,7 @@ from qubes_storage.admin.vm_words import OWN
 from qubes_storage.adminapi import fresh_if_refused, lines
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.turns import turns
-from qubes_storage.values import check_vm_name, format_size, parse_size, shown, whole_sectors
+from qubes_storage.values import check_admin_vm_name, format_size, parse_size, shown, whole_sectors
 
 
 class AdminVMs(AdminMaking):
@@ -29,7 +29,7 @@ class AdminVMs(AdminMaking):
 
     def get_listed(self, name):
         """What admin.vm.List says of a VM; raises where there is none."""
-        found = self.listed().get(check_vm_name(name) if name != "dom0" else name)
+        found = self.listed().get(check_admin_vm_name(name))
         if found is None:
             raise StoragePoolException(
                 f"VM {name}: is not there; create it with qubes_vm.create or qubes_vm.present",
@@ -67,7 +67,7 @@ class AdminVMs(AdminMaking):
         that was cut off. Returns the changes.
         """
         self.refresh()
-        moving = self.pending_move(check_vm_name(name))
+        moving = self.pending_move(check_admin_vm_name(name))
         if not moving:
             self.get_listed(name)
         plan = self.vm_plan(name, **declared)
