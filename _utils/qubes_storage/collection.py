@@ -9,7 +9,7 @@ so unknown elements, attributes, comments and their order live on.
 import re
 from xml.parsers import expat
 
-from qubes_storage.exc import InvalidInput, StoragePoolException
+from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.values import is_xml
 
 PATH = "/var/lib/qubes/qubes.xml"
@@ -168,8 +168,19 @@ class Registry:
         return self.copy(entries)
 
     def replaced(self, old, new=None):
-        """This registry with ``new`` in place of an entry, or without it."""
-        entries = [new if e is old else e for e in self.entries if new or e is not old]
+        """
+        This registry with ``new`` in place of an entry, or without it; it has to have that one.
+
+        One that was read from another version of the file counts as the same if it is alike.
+        """
+        place = next((n for n, e in enumerate(self.entries) if e is old or e.raw == old.raw), None)
+        if place is None:
+            raise OutOfStep(
+                f"VM {old.attrs.get('name')}: {PATH} was changed meanwhile by somebody who does not"
+                " lock it; run again"
+            )
+        entries = list(self.entries)
+        entries[place : place + 1] = [new] if new else []
         return self.copy(entries)
 
     def dumps(self):

@@ -39,6 +39,7 @@ def load(root):
         return cached[1]
     held = _held(root)
     with held.handles:
+        stamp = files.stamp(root, PATH)  # anew: it may have been saved since
         found = None if held.fd is None else os.fstat(held.fd)
         if found and (stamp is None or stamp[:2] == (found.st_dev, found.st_ino)):
             # Closing another descriptor of the file would drop our lock: read through this one.
@@ -48,8 +49,12 @@ def load(root):
     if data is None:
         return None
     registry = with_dom0(loads(data))
-    # The stamp is never younger than the data: if it is older, the next load reads again.
-    _cache[root] = (stamp, registry)
+    with _guard:
+        cached = _cache.get(root)
+        if cached and cached[0] == stamp:  # another thread read it, too
+            return cached[1]
+        # The stamp is never younger than the data: if it is older, the next load reads again.
+        _cache[root] = (stamp, registry)
     return registry
 
 
@@ -195,7 +200,8 @@ def save(root, registry):
             ) from err
         os.close(held.fd)
         held.fd = fd
-        _cache[root] = (files.stamp_of(os.fstat(fd)), registry)
+        with _guard:
+            _cache[root] = (files.stamp_of(os.fstat(fd)), registry)
     if held.unsynced:
         raise held.unsynced
 

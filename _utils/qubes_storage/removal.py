@@ -155,11 +155,9 @@ class Removal:
 
     def _users(self, found, vm, word):
         """The names of the other VMs that have a VM as their ``word``."""
-        return [
-            entry.attrs.get("name", "?")
-            for entry in found.entries
-            if entry is not vm.entry and found.uses(entry).get(word) is vm.entry
-        ]
+        own = found.by_name.get(vm.name)
+        users = (e for e in found.entries if e is not own and found.uses(e).get(word) is own)
+        return [entry.attrs.get("name", "?") for entry in users if own]
 
     def _held(self, vm):
         """``(directory or None, {path: allocated})`` of what a VM's directory holds."""
@@ -234,8 +232,8 @@ class Removal:
     @staticmethod
     def _without(registry, vm):
         """The registry without a VM; what it was the default of has none, as R3.2's ``pop``."""
-        qid = vm.entry.attrs.get("qid")
-        gone = {k: "None" for k in _DEFAULTS if registry.attrs.get(k) == qid}
+        own = registry.by_name.get(vm.name)
+        gone = {k: "None" for k in _DEFAULTS if own and registry.by_qid(registry.get(k)) is own}
         return registry.replaced(vm.entry).copy(attrs={**registry.attrs, **gone})
 
 

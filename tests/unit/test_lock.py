@@ -14,7 +14,7 @@ from qubes_storage import registry
 from qubes_storage.exc import StoragePoolException
 
 from tests.conftest import TREE
-from tests.r32.machine import LIB, XML
+from tests.r32.machine import LIB, XML, element
 
 HOLDER = """
 import sys
@@ -221,3 +221,58 @@ def test_a_pool_that_went_while_its_removal_waited_is_removed_without_a_word(hol
     thread.join()
     assert conf.read_text() == "[default]\ndriver=xen\n"
     assert machine.path("/mnt/foo/appvms").exists()
+
+
+LABELLER = """
+import sys
+import qubes_storage
+
+system = qubes_storage.connect(sys.argv[1])
+print("begun", flush=True)
+number = 0
+while True:
+    number += 1
+    system.set_vm("other", label=("blue", "green")[number % 2])
+"""
+
+
+def test_a_change_is_made_whoever_looks_and_changes_meanwhile(scratch):
+    machine = scratch()
+    machine.elements += [element("QubesNetVm", f"z{n}", n, template_qid="1") for n in range(9, 160)]
+    machine.write_registry()
+    system = machine.connect()
+    for name in ("work", "other"):
+        system.create_vm(name)
+    over = threading.Event()
+
+    def look():
+        while not over.is_set():
+            machine.connect().list_vms()
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    environment = {**os.environ, "PYTHONPATH": str(TREE / "_utils")}
+    command = [sys.executable, "-c", LABELLER, system.root]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as other:
+        try:
+            other.stdout.readline()
+            for thread in threads:
+                thread.start()
+            for label in ["red", "gray"] * 8:
+                system.set_vm("work", label=label)
+                assert machine.connect().list_vms()["work"]["label"] == label
+        finally:
+            over.set()
+            other.kill()
+    for thread in threads:
+        thread.join()
+
+
+def test_an_entry_is_replaced_as_another_reading_of_the_file_has_it(scratch):
+    machine = scratch()
+    machine.connect().create_vm("work")
+    one, two = registry.loads(machine.xml), registry.loads(machine.xml)
+    entry = one.by_name["work"]
+    assert two.replaced(entry, entry.changed(label="blue")).by_name["work"].attrs["label"] == "blue"
+    assert "work" not in two.replaced(entry).by_name
+    with pytest.raises(StoragePoolException, match="VM work: .* was changed meanwhile by"):
+        two.replaced(entry).replaced(entry)
