@@ -5,11 +5,13 @@ import os
 import shutil
 
 import pytest
+from qubes_storage import StoragePoolException
 
 from tests.conftest import TREE
 from tests.functional.test_foretold_r4 import call, daemon, r4, run, there
 from tests.functional.test_r4_cut_off import command
 from tests.r4.machine import forget
+from tests.unit.conftest import qubesadmin
 
 GIB = 1024**3
 
@@ -81,6 +83,101 @@ def test_a_vm_that_a_killed_create_only_made_is_finished(there, run, answered):
     assert run(("qubes_vm.present", "new", ONCE))["new"]["result"] is True
     assert daemon.vms["new"].volumes["private"].size == 20 * GIB
     assert run(("qubes_vm.present", "new", {**ONCE, "label": "green"}))["new"]["changes"] == {}
+
+
+@pytest.mark.parametrize("lost", ["admin.vm.Create.AppVM", "admin.vm.List"])
+def test_a_vm_whose_creation_was_not_answered_is_finished(there, run, lost):
+    daemon, system = there
+
+    def torn(call, answer):
+        return b"0" if "new" in daemon.vms and call.method == lost else answer
+
+    daemon.after = torn
+    assert run(("qubes_vm.present", "new", ONCE))["new"]["result"] is False
+    daemon.after = None
+    forget(*there)
+    assert run(("qubes_vm.present", "new", ONCE))["new"]["result"] is True
+    assert daemon.vms["new"].volumes["private"].size == 20 * GIB
+    assert system.verify_vm("new") == []
+
+
+@pytest.mark.parametrize("verb", ["resize", "migrate", "set"])
+def test_whatever_else_changes_such_a_vm_finishes_it(there, run, command, verb):
+    daemon, system = there
+    refuse(daemon, "admin.vm.volume.Resize", "private")
+    run(("qubes_vm.present", "new", ONCE))
+    daemon.before = None
+    forget(*there)
+    if verb == "set":
+        changes = system.set_vm("new", label="green")
+        assert changes["volumes"]["new"] == {"private": 20 * GIB}
+    else:
+        words = {"resize": ["private", "2GiB"], "migrate": ["varlibqubes"]}[verb]
+        assert command(verb, "new", *words)[0] == 0
+    assert daemon.vms["new"].volumes["private"].size == 20 * GIB
+    assert system.vm_diff("new", **ONCE) == {}
+
+
+@pytest.mark.usefixtures("qubesadmin")
+@pytest.mark.parametrize("step", ["release", "finish_copy", "set_vm"])
+def test_a_clone_that_a_killed_create_only_made_is_finished(there, step):
+    daemon, system = there
+    declared = {**ONCE, "clone_from": "work", "label": "green"}
+    if os.fork() == 0:
+        setattr(system, step, lambda *_, **__: os._exit(9))
+        system.create_vm("new", **declared)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    forget(*there)
+    told = system.vm_diff("new", **declared)
+    assert {"label", "volumes"} <= {*told}
+    assert system.set_vm("new", **declared) == told
+    assert daemon.vms["new"].set["label"] == "green"
+    assert daemon.vms["new"].volumes["private"].size == 20 * GIB
+    assert system.vm_diff("new", **declared) == {}
+
+
+USED = {"label": "blue"}, {"template": "debian"}, {"pool": "btrfs"}, {"data": "mine"}, {"on": True}
+
+
+@pytest.mark.parametrize("differs", USED, ids=lambda differs: next(iter(differs)))
+def test_a_vm_that_was_made_by_hand_after_a_kill_is_left_alone(there, run, differs):
+    daemon, system = there
+    daemon.add_vm("debian", "TemplateVM")
+    declared = {**ONCE, "template": "fedora", "label": "red", "pool": "ssd"}
+    if os.fork() == 0:
+        system.make_vm = lambda *_: os._exit(9)
+        system.create_vm("new", **declared)
+    os.wait()
+    like = {"template": "fedora", "label": "red", "pool": "ssd", **differs}
+    data, on = like.pop("data", b""), like.pop("on", False)
+    daemon.add_vm("new", **like)
+    daemon.vms["new"].volumes["private"].data = data
+    daemon.vms["new"].running = on
+    forget(*there)
+    assert system.vm_diff("new", **declared) == {}
+    assert run(("qubes_vm.present", "new", declared))["new"]["changes"] == {}
+    assert system.verify_vm("new") == []
+
+
+def test_a_kill_while_a_journal_is_written_leaves_no_file(there):
+    system = there[1]
+    if os.fork() == 0:
+        rename, made = os.rename, []
+
+        def dying(*args, **kwargs):
+            made.append(args)
+            if len(made) == 2:
+                os._exit(9)
+            return rename(*args, **kwargs)
+
+        os.rename = dying
+        system.create_vm("new", **ONCE)
+    os.wait()
+    forget(*there)
+    system.set_vm("new", **ONCE)
+    assert system.vm_info("new")["volumes"]["private"]["size"] == 20 * GIB
+    assert os.listdir(system.path("/var/lib/qubes/storage-creations")) == []
 
 
 def test_a_vm_of_that_name_that_somebody_else_made_is_left_alone(there, run):

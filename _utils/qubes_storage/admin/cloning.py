@@ -83,11 +83,8 @@ class AdminClone(AdminCopy):
             self.refresh()
             copying = self.pending_copy(name)
             if copying:
-                self._finish_copy(name, copying)
-
-    def _finish_copy(self, name, copying):
-        self._unmark(name, copying["features"])
-        self.copies.remove(name)
+                self._unmark(name, copying["features"])
+                self.copies.remove(name)
 
     def check_copying(self, name):
         """The module qubesadmin, which copies whole VMs; raises where it is missing."""
@@ -101,7 +98,7 @@ class AdminClone(AdminCopy):
             ) from err
 
     def copy_vm(self, source, name, klass, pools):
-        """Clone a VM with all it has; whether it came to be is read afterwards."""
+        """Clone a VM with all it has, its journal still there; whether it came to be is read."""
         with self.copies.locked(name):
             self.refresh()
             if name in self.listed():
@@ -116,7 +113,6 @@ class AdminClone(AdminCopy):
                     f"VM {name}: could not be cloned from {source}: {err}"
                     f"{self._give_up(name, copying)}"
                 ) from err
-            self._finish_copy(name, copying)
 
     def _make_alike(self, source, name, klass, pools):
         """Have qubesadmin make a VM that has all but the content of another one's volumes."""

@@ -79,8 +79,9 @@ class Journal:
         """Forget a move, copy or creation; there may be no journal of it."""
         absent = contextlib.suppress(FileNotFoundError)
         with absent, self._told(name), files.closing(self._open()) as fd:
-            with absent:
-                os.unlink(f"{name}.json", dir_fd=fd)
+            for each in (f".{name}.json.new", f"{name}.json"):  # as a run left that died writing it
+                with absent:
+                    os.unlink(each, dir_fd=fd)
             os.fsync(fd)
 
     @contextlib.contextmanager

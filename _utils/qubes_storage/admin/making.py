@@ -12,6 +12,7 @@ import contextlib
 from qubes_storage.admin.journal import Journal
 from qubes_storage.admin.reading import vanished
 from qubes_storage.admin.vm_plan import AdminVMPlan
+from qubes_storage.admin.vm_words import check_volumes
 from qubes_storage.exc import AlreadyThere, StoragePoolException
 from qubes_storage.values import check_admin_vm_name
 
@@ -25,11 +26,45 @@ class AdminMaking(AdminVMPlan):
         return Journal(self.root, "creation")
 
     def pending_creation(self, name):
-        """The journal of a VM that is there and was not yet all that it was declared, or None."""
+        """The journal of a VM that is there and was not given all that it was to have, or None."""
         creation = self.creations.read(name)
-        if creation and creation["uuid"] not in (None, self._uuid(name)):
-            return None  # that one is gone, and this one somebody else's
-        return creation
+        if creation is None or name not in self.listed():
+            return None
+        if creation["uuid"] is None:
+            return creation if self._is_fresh(name, creation) else None
+        return creation if creation["uuid"] == self._uuid(name) else None
+
+    def _is_fresh(self, name, creation):
+        """Whether a VM can be the one that a run made which died then: nobody has used it."""
+        there = self.listed()[name]
+        properties = self.vm_properties(name)
+        is_ = {k: properties[k].value if k in properties else None for k in ("template", "label")}
+        made = (there.klass, there.state, is_["template"] or None, is_["label"])
+        if made != (creation["klass"], "Halted", creation["template"], creation["label"]):
+            return False
+        volumes = self.volumes(name).values()
+        elsewhere = any(v.pool != creation["pools"].get(v.name, v.pool) for v in volumes)
+        return not elsewhere and not any(volume.usage for volume in volumes if volume.save)
+
+    @staticmethod
+    def _creation(name, plan, declared):
+        """What a journal keeps of a VM that is to be made."""
+        volumes = check_volumes(name, declared.get("volumes"))
+        return {
+            "uuid": None,
+            "klass": plan.klass,
+            "template": plan.template,
+            "label": plan.label,
+            "pools": plan.pools,
+            "declared": {
+                "template": declared.get("template"),
+                "label": declared.get("label"),
+                "volumes": {
+                    volume: {key: value for key, value in options.items() if key != "pool"}
+                    for volume, options in volumes.items()
+                },
+            },
+        }
 
     def create_vm(self, name, **declared):
         """
@@ -48,25 +83,38 @@ class AdminMaking(AdminVMPlan):
             return self.set_vm(name, **declared)
         if "unfinished" in plan.changes:
             self.drop_unfinished(name)
-        with self._told(name) if declared.get("create_only") else contextlib.nullcontext():
-            if plan.copied:
-                self.copy_vm(plan.copied, name, plan.klass, plan.pools)
-            else:
+        creation = self._creation(name, plan, declared) if declared.get("create_only") else None
+        if plan.copied:
+            self.copy_vm(plan.copied, name, plan.klass, plan.pools)
+            self.release(name, creation)
+        else:
+            with self._told(name, creation):
                 self.make_vm(name, plan.klass, plan.template, plan.label, plan.pools)
         self.set_vm(name, **{**declared, "create_only": False})
         return plan.changes
 
+    def release(self, name, creation):
+        """Let a VM that is a whole copy be started; ``creation`` has what it still is to get."""
+        if creation:
+            self.creations.write(name, {**creation, "uuid": self._uuid(name)})
+        self.finish_copy(name)
+
     @contextlib.contextmanager
-    def _told(self, name):
-        """A journal of the creation of a VM, which goes if it fails."""
-        self.creations.write(name, {"uuid": None})
+    def _told(self, name, creation):
+        """A journal of the creation of a VM, if it needs one, which goes if there is no such VM."""
+        if not creation:
+            yield
+            return
+        self.creations.write(name, creation)
         try:
             yield
-        except Exception:
+        except Exception as err:
             with contextlib.suppress(StoragePoolException):
-                self.creations.remove(name)
+                self.refresh()
+                if isinstance(err, AlreadyThere) or name not in self.listed():
+                    self.creations.remove(name)
             raise
-        self.creations.write(name, {"uuid": self._uuid(name)})
+        self.creations.write(name, {**creation, "uuid": self._uuid(name)})
 
     def make_vm(self, name, klass, template, label, pools):
         """Create a VM and see that it is there and what was asked for."""
@@ -81,7 +129,7 @@ class AdminMaking(AdminVMPlan):
         properties = self.vm_properties(name)
         is_ = properties["template"].value if "template" in properties else None
         if answer.kind == "exception" or (there.klass, is_) != (klass, template or None):
-            raise StoragePoolException(
+            raise AlreadyThere(
                 f"VM {name}: someone else created it meanwhile, as {there.klass} on {is_}; run"
                 " again"
             )

@@ -52,7 +52,7 @@ class AdminReport:
             found.append(
                 f"VM {name}: {self.said_of_copy(copying)}; declare it again with qubes_vm.present"
             )
-        creation = self.pending_creation(name)
+        creation = self.pending_creation(name) if moving else None
         if creation:
             found.append(
                 f"VM {name}: is not all that it was declared ({creation['path']}); declare it again"

@@ -68,4 +68,11 @@ MOVE = {
 COPY = {"source": _maybe, "uuid": _maybe, "features": _texts, "whole": _is(bool)}
 # What a copy's journal is before anything was done.
 BEGUN = {"source": None, "uuid": None, "features": {}, "whole": False}
-CREATION = {"uuid": _maybe}
+CREATION = {
+    "uuid": _maybe,
+    "klass": _one_of(OWN),
+    "template": _maybe,
+    "label": _maybe,
+    "pools": _texts,
+    "declared": _with(template=_maybe, label=_maybe, volumes=_is(dict)),
+}

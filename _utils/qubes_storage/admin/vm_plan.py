@@ -62,7 +62,19 @@ class AdminVMPlan(AdminVMNew):
             plan = self.plan_new(name, klass, template, label, pool, wanted, clone_from)
             left = copying
         else:
-            left = copying or self.pending_creation(name)
+            begun = self.pending_creation(name)
+            left = copying or begun
+            if begun and not copying:
+                if create_only:  # the rest of it, and nothing else
+                    klass, template, label, pool, wanted, migrate = (
+                        None,
+                        None,
+                        None,
+                        None,
+                        {},
+                        False,
+                    )
+                template, label, wanted = _with_rest(name, begun, template, label, wanted)
             plan = Plan()
             if left or not create_only:
                 plan = self._compare_vm(name, there, klass, template, label, pool, wanted, migrate)
@@ -203,3 +215,19 @@ class AdminVMPlan(AdminVMNew):
             if plain
             else {"old": olds, "new": news}
         )
+
+
+def _with_rest(name, creation, template, label, wanted):
+    """What is declared of a VM, and what the run that made it did not come to give it."""
+    begun = creation["declared"]
+    found = check_volumes(name, begun["volumes"])
+    for volume, options in wanted.items():
+        was = found.get(volume, {})
+        found[volume] = {**was, **options}
+        if "size" in was:
+            found[volume]["size"] = max(was["size"], options.get("size", 0))
+    return (
+        begun["template"] if template is None else template,
+        begun["label"] if label is None else label,
+        found,
+    )

@@ -79,10 +79,11 @@ class AdminVMs(AdminMaking):
         if moving:
             self.resume_move(name)
         elif self.pending_copy(name):
-            self.finish_copy(name)
+            once = declared.get("create_only")
+            self.release(name, self._creation(name, plan, declared) if once else None)
         if "unfinished" in changes:
             plan = self.vm_plan(name, **declared)
-            changes.update(plan.changes)
+            changes = {**changes, **plan.changes, "unfinished": changes["unfinished"]}
         if plan.pools:
             self.move(name, plan.pools)
         for key in ("label", "template"):
