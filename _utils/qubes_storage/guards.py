@@ -13,7 +13,7 @@ import time
 from qubes_storage import files, owning, replacing
 from qubes_storage.conf import Conf
 from qubes_storage.exc import InvalidInput, StoragePoolException
-from qubes_storage.values import format_size, parse_size
+from qubes_storage.values import format_size, parse_size, shown
 
 PATH = "/etc/qubes/storage-guards.conf"
 NAMES = ("require_mount", "min_free")
@@ -64,6 +64,19 @@ def check_mount(root, pool, guards):
         raise StoragePoolException(
             f"pool {pool}: {path} is not mounted, and require_mount asks for it; mount its disk",
             waits_for=[("mount", path)],
+        )
+
+
+def check_left(root, pool, kept, vms):
+    """Refuse to remove a pool that VMs lie in, or whose ``kept`` guards are not kept."""
+    waits_for = [("pool of", vm, pool) for vm in vms]
+    try:
+        check_mount(root, pool, kept)
+    except StoragePoolException as err:
+        raise StoragePoolException(str(err), [*err.waits_for, *waits_for]) from err
+    if vms:
+        raise StoragePoolException(
+            f"pool {pool}: VMs lie in it ({shown(vms)}); migrate or remove them first", waits_for
         )
 
 

@@ -20,7 +20,7 @@ from qubes_storage.pool import (
     pool_class,
     schema,
 )
-from qubes_storage.values import check_pool_name, normalise, shown
+from qubes_storage.values import check_pool_name, normalise
 from qubes_storage.vm import SUBDIRS, VM
 
 _PLACE = ("driver", "class", "dir_path")  # what cannot change under the VMs in a pool
@@ -280,15 +280,9 @@ class Pools(Placing):
             raise StoragePoolException(
                 f"pool default: stays in {CONF}: R3.2's own tools load no VM without it"
             )
-        vms = self.vms_in(name)
-        if vms:
-            raise StoragePoolException(
-                f"pool {name}: VMs lie in it ({shown(vm.name for vm in vms)}); migrate or remove"
-                " them first",
-                waits_for=[("pool of", vm.name, name) for vm in vms],
-            )
-        if purge:  # on a disk that is away nobody can tell which of its directories are empty
-            guards.check_mount(self.root, name, self.guards(name))
+        vms = [vm.name for vm in self.vms_in(name)]
+        # On a disk that is away nobody can tell which of its directories are empty.
+        guards.check_left(self.root, name, self.guards(name) if purge else {}, vms)
         changes = {"removed": {"old": name, "new": None}, **found}
         empty = self._empty_dirs(name) if purge else []
         if empty:

@@ -109,8 +109,6 @@ class AdminCopy:
                 check_revisions(to_int(was["revisions_to_keep"], volume), driver, volume)
             except InvalidInput:
                 kept["revisions_to_keep"] = now.revisions_to_keep
-            if volume == "volatile":
-                kept["revisions_to_keep"] = now.revisions_to_keep  # it has none
             yield volume, kept
 
     def restore_volumes(self, name, volumes):

@@ -111,14 +111,7 @@ class AdminPools(AdminPoolPlan):
             raise StoragePoolException(
                 f"pool {name}: is the {', '.join(used_as)}; set another with qubes_pool.default"
             )
-        vms = self.vms_in(name)
-        if vms:
-            raise StoragePoolException(
-                f"pool {name}: VMs lie in it ({shown(vms)}); migrate or remove them first",
-                waits_for=[("pool of", vm, name) for vm in vms],
-            )
-        if purge:
-            guards.check_mount(self.root, name, self.guards(name))
+        guards.check_left(self.root, name, self.guards(name) if purge else {}, self.vms_in(name))
         changes = {"removed": {"old": name, "new": None}}
         for guard, value in self.guards(name).items():
             changes[guard] = {"old": value, "new": None}

@@ -5,6 +5,8 @@ What a state needs of a pool or VM that they make is taken from what they declar
 else is wrong with it is told; then it waits.
 """
 
+import contextlib
+
 from qubes_storage.admin.pools import DEFAULTS, FOLLOWING
 from qubes_storage.admin.reading import Listed
 from qubes_storage.admin.vm_words import OWN, check_volumes
@@ -15,19 +17,31 @@ from qubes_storage.exc import StoragePoolException
 class AdminThen:
     """What differs from :py:class:`~qubes_storage.admin.AdminSystem`; ``run`` is the run."""
 
-    _later = None  # {what the VM that is looked at waits for: True}, as waits_for of an error
+    _later = (
+        None  # {what is waited for: True}, as waits_for of an error, while something is planned
+    )
 
-    def vm_plan(self, name, **declared):
-        """The plan of a VM; raises if it waits for what they make, and nothing else is wrong."""
+    @contextlib.contextmanager
+    def _all_told(self, who):
+        """Raise if the body waits for what they make, and nothing else is wrong."""
         later = self._later = {}
         try:
-            plan = super().vm_plan(name, **declared)
+            yield
         finally:
             self._later = None
         if later:
             made = " and ".join(f"{kind} {what}" for kind, what in later)
-            raise StoragePoolException(f"VM {name}: {made} is to be made", [*later])
-        return plan
+            raise StoragePoolException(f"{who}: {made} is to be made", [*later])
+
+    def vm_plan(self, name, **declared):
+        """The plan of a VM; raises if it waits."""
+        with self._all_told(f"VM {name}"):
+            return super().vm_plan(name, **declared)
+
+    def default_pools_diff(self, **pools):
+        """As it will be; raises if it waits."""
+        with self._waiting(), self._all_told("default pools"):
+            return super().default_pools_diff(**pools)
 
     # pools
 

@@ -101,6 +101,8 @@ class AdminVMNew:
     def plan_new(self, name, klass, template, label, pool, wanted, clone_from):
         if name == "Domain-0":
             raise InvalidInput(f"VM {name}: is Xen's name of dom0; take another")
+        if label is not None:
+            self._check_label_exists(name, label)
         plan = Plan(klass=klass or "AppVM", label=label)
         if clone_from is not None:
             found = self._source(name, clone_from, "clone_from")
@@ -118,7 +120,6 @@ class AdminVMNew:
             plan.copied = plan.copied or template
         if label is None and plan.copied is None:
             plan.label = "black" if plan.klass == "TemplateVM" else "red"
-        if plan.label is not None:
             self._check_label_exists(name, plan.label)
         self._plan_volumes(name, plan, pool, wanted)
         if plan.copied:
@@ -158,6 +159,7 @@ class AdminVMNew:
         """Where the volumes will lie, that they may, and what is to be set on them."""
         defaults = self.default_pools()
         sources = self._copied_volumes(name, plan) if plan.copied else {}
+        needed = {}
         for volume in (*OWN[plan.klass], "volatile"):
             to = wanted.get(volume, {}).get("pool", pool)
             if to is None and volume in sources:
@@ -166,7 +168,7 @@ class AdminVMNew:
                 plan.pools[volume] = to
             elif defaults.get(f"default_pool_{volume}") and not plan.copied:
                 self.check_pool(defaults[f"default_pool_{volume}"], f"VM {name}: volume {volume}")
-                self.check_growth(defaults[f"default_pool_{volume}"])
+                needed[defaults[f"default_pool_{volume}"]] = 0
         for volume, options in wanted.items():
             if "pool" in options:
                 plan.pools[volume] = options["pool"]
@@ -184,12 +186,11 @@ class AdminVMNew:
                 check_revisions(keep, driver, what)
                 self.check_settable(keep, what)
                 plan.revisions[volume] = keep
-        needed = {}
         for volume, to in plan.pools.items():
             self._check_target(name, volume, to, plan.klass)
             needed.setdefault(to, 0)
             source = sources.get(volume)
             if source and source.save and source.pool != to:
                 needed[to] += source.usage
-        for to, size in needed.items():
+        for to, size in needed.items():  # last: who waits for a mount waits for nothing else
             self.check_growth(to, size)

@@ -165,7 +165,7 @@ class AdminVMPlan(AdminVMNew):
         own = OWN[plan.klass] or ("volatile",)  # all that a DispVM has in a pool of its own
         wanted_pools = {volume: pool for volume in own if pool is not None}
         wanted_pools.update((v, o["pool"]) for v, o in wanted.items() if "pool" in o)
-        moved, old_sizes, old_revisions = {}, {}, {}
+        moved, old_sizes, old_revisions, grown = {}, {}, {}, set()
         for volume in sorted({*wanted_pools, *wanted}):
             found = self.get_volume(name, volume)
             options = wanted.get(volume, {})
@@ -176,7 +176,7 @@ class AdminVMPlan(AdminVMNew):
             if "size" in options and found.snap:
                 raise self._is_snapshot(name, volume)
             if options.get("size", 0) > found.size:
-                self.check_growth(to)
+                grown.add(to)
                 plan.sizes[volume] = options["size"]
                 old_sizes[volume] = found.size
             keep = options.get("revisions_to_keep")
@@ -193,6 +193,8 @@ class AdminVMPlan(AdminVMNew):
                 old_revisions[volume] = found.revisions_to_keep
         if moved:
             self._compare_pools(name, plan, moved, migrate)
+        for to in sorted(grown):
+            self.check_growth(to)
         if plan.sizes:
             plan.changes["volumes"] = {"old": old_sizes, "new": dict(plan.sizes)}
         if plan.revisions:
