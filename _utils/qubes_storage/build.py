@@ -48,6 +48,12 @@ def check_vacant(pool, vm):
 
 
 def _occupied(pool, vm):
+    place, attrs = pool.vmdir(vm), vm.entry.attrs if vm.entry else {}
+    if os.path.normpath(attrs.get("firewall_conf", "")) == f"{place}/firewall.xml":
+        return OutOfStep(
+            f"VM {vm.name}: {place} is there, where R3.2 keeps its firewall rules; copy"
+            f" firewall.xml to {attrs.get('dir_path')} first, and then move {place} away"
+        )
     return OutOfStep(
         f"VM {vm.name}: {pool.vmdir(vm)} is there, and the registry does not know it; move it away"
         " or take another name: it is left alone"

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from qubes_storage import build, files, image, mending, owning, trees
+from qubes_storage import build, files, image, markers, mending, owning, trees
 from qubes_storage.blame import of_driver
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
@@ -47,12 +47,28 @@ class Checking:
         fd = pool.open_vm(vm)
         place = pool.vmdir(vm)
         if fd is None:
-            found.append(f"{place}: is gone; mount its disk or restore it from a backup")
+            found += self._verify_place(vm, pool)
         else:
             with files.closing(fd):
                 found += self._verify_dir(vm, pool, fd, place)
                 found += self._verify_kernel(vm, fd, place)
         return found + self._verify_template(vm)
+
+    @staticmethod
+    def _verify_place(vm, pool):
+        """What is wrong with where a VM's directory is not."""
+        place = pool.vmdir(vm)
+        try:
+            with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
+                if files.exists(fd, vm.dirname):
+                    told = f"{place}: is no directory, and a link is not followed; put it there"
+                    return [told]
+                if files.exists(fd, markers.removing(vm.dirname)):
+                    return []  # what mends that is told already
+        except StoragePoolException as err:
+            if not err.waits_for:
+                return [str(err)]
+        return [f"{place}: is gone; mount its disk or restore it from a backup"]
 
     def _verify_dir(self, vm, pool, fd, place):
         found = _wrong_mode(place, os.fstat(fd))

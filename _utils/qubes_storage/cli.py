@@ -250,8 +250,13 @@ def _reset(system, args):
 
 
 def _verify(system, args):
-    names = args.names or [n for n, vm in system.list_vms().items() if vm["klass"] != "AdminVM"]
-    problems = {name: system.verify_vm(name) for name in names}
+    problems = {name: system.verify_vm(name) for name in args.names}
+    for name, vm in {} if args.names else system.list_vms().items():
+        if vm["klass"] != "AdminVM":
+            try:
+                problems[name] = system.verify_vm(name)
+            except StoragePoolException as err:  # the others are told all the same
+                problems[name] = [str(err)]
     lines = [line for found in problems.values() for line in found]
     return problems, lines, 1 if lines else 0
 

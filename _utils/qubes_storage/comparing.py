@@ -1,5 +1,6 @@
 """A declared VM that is there: what differs, and what cannot be changed."""
 
+import contextlib
 import os
 import stat
 
@@ -86,9 +87,16 @@ class Comparing:
 
     @staticmethod
     def _check_no_image_is_link(vm, pool, names):
-        """An image that is a link is not gone, but whoever follows it may be led anywhere."""
-        fd = pool.open_vm(vm)
+        """What is a link is not gone, but whoever follows it may be led anywhere."""
+        linked, fd = False, pool.open_vm(vm)
         if fd is None:
+            with contextlib.suppress(StoragePoolException):
+                linked = mending.is_there(pool, vm, dead=False)
+            if linked:
+                raise OutOfStep(
+                    f"VM {vm.name}: {pool.vmdir(vm)} is no directory, and a link is not followed;"
+                    " put its directory there"
+                )
             return
         with files.closing(fd):
             there = {name: files.exists(fd, name) for name in names}

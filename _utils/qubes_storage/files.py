@@ -225,7 +225,7 @@ def is_mount(root, path):
 
 def check_dir_path(pool, path, option="dir_path"):
     """A path for a new pool: absolute, and with no ``..``, NUL or new line in it."""
-    if not path.startswith("/") or path.strip("/") == "":
+    if not path.startswith("/") or os.path.normpath(path).strip("/") == "":
         raise InvalidInput(
             f"pool {pool}: {option} {path!r} is not an absolute path of a directory of its own;"
             " write one such as /mnt/ssd/qubes"

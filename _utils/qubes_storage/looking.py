@@ -15,6 +15,7 @@ from qubes_storage.exc import OutOfStep, StoragePoolException
 
 _PATIENCE = 2  # s; whoever is between the disk and the registry is there for the time of a save
 _PAUSE = 0.01
+_IN_BETWEEN = (OSError, OutOfStep)  # what comes of it that somebody is between disk and registry
 
 
 def looking(method):
@@ -25,13 +26,18 @@ def looking(method):
         if self._seen.versions is not None:
             return method(self, *args, **kwargs)
         deadline = time.monotonic() + _PATIENCE
+        again = True  # once: who was between disk and registry may be done before it is asked for
         while True:
-            self._seen.versions = {}
+            self._seen.versions, self._seen.real = {}, {}
             try:
                 return method(self, *args, **kwargs)
             except (OSError, StoragePoolException) as err:
-                if time.monotonic() > deadline or not self._may_pass(err):
+                if time.monotonic() > deadline:
                     raise
+                if not self._may_pass(err):
+                    if not again or not isinstance(err, _IN_BETWEEN):
+                        raise
+                    again = False
             finally:
                 self._seen.versions = None
             time.sleep(_PAUSE)
@@ -41,6 +47,7 @@ def looking(method):
 
 class _Seen(threading.local):
     versions = None  # {path: what is loaded of it}, while a call looks
+    real = None  # {directory: where it really lies}, likewise
 
 
 class Looking:
@@ -63,4 +70,4 @@ class Looking:
         seen = self._seen.versions
         if any(self._newest(path) is not seen[path] for path in seen):
             return True
-        return isinstance(err, (OSError, OutOfStep)) and registry.others_work(self.root)
+        return isinstance(err, _IN_BETWEEN) and registry.others_work(self.root)

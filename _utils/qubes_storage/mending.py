@@ -56,6 +56,16 @@ def left_behind(pool, vm):
     return paths and f"; {paths} is left by a run that died: qubes_vm.set {vm.name} mends it"
 
 
+def is_there(pool, vm, dead=True):
+    """
+    Whether something is in the place of a VM's directory, be it a link, or with ``dead`` what a
+    dead run was removing; raises where that cannot be told.
+    """
+    with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
+        names = (vm.dirname, removing(vm.dirname)) if dead else (vm.dirname,)
+        return any(files.exists(fd, name) is not None for name in names)
+
+
 def open_vm(pool, vm):
     """A handle of a VM's directory, also of one that a dead run was removing, or None."""
     fd = pool.open_vm(vm)
@@ -83,8 +93,27 @@ def check(pool, vm, registered):
             raise IsADirectoryError(errno.EISDIR, f"{moving(name)} is a directory: move it away")
         if found:
             undoing.check_moving(pool.root, fd, name, place, registered)
-        if registered and files.exists(fd, removing(name)) and not files.exists(fd, name):
-            os.close(files.open_subdir(fd, removing(name)))
+        if registered and files.exists(fd, removing(name)):
+            _check_removing(fd, name, place)
+
+
+def _check_removing(fd, name, place):
+    """Refuse a link in place of a directory that is to be put back, and two that have images."""
+    if not files.exists(fd, name):
+        os.close(files.open_subdir(fd, removing(name)))
+        return
+    try:
+        left = files.open_subdir(fd, removing(name))
+    except NotADirectoryError:
+        return
+    with files.closing(left):
+        if any(files.exists(left, IMAGES[volume]) for volume in ("root", "private")):
+            other = os.path.join(os.path.dirname(place), removing(name))
+            raise OSError(
+                errno.EEXIST,
+                f"{place} and {other}, which a removal that died left, both have images: move away"
+                " the one that is not needed",
+            )
 
 
 def mend(pool, vm, registered):
@@ -130,8 +159,9 @@ def _mend_marked(pool, vm, registered, fd):
     if files.exists(fd, moving(name)):
         undoing.mend_moving(pool.root, fd, name, place, registered)
     if files.exists(fd, removing(name)):
+        if registered:
+            _check_removing(fd, name, place)
         if registered and not files.exists(fd, name):
-            os.close(files.open_subdir(fd, removing(name)))  # a link is nobody's directory
             os.rename(removing(name), name, src_dir_fd=fd, dst_dir_fd=fd)
         else:
             trees.remove(fd, removing(name))

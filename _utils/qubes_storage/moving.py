@@ -9,7 +9,7 @@ import contextlib
 import copy
 import os
 
-from qubes_storage import build, files, guards, image, markers, mending, transfer, trees
+from qubes_storage import build, files, guards, image, markers, mending, mounts, transfer, trees
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.plan import Plan
@@ -147,7 +147,8 @@ class Moving:
         if fd is None:
             return 0
         with files.closing(fd), files.closing(target.open()) as there:
-            links = self._links(source, target) and not keep
+            near = mounts.mount_of(fd) == mounts.mount_of(there)
+            links = near and self._links(source, target) and not keep
             if image.device(fd) == image.device(there) and (links or image.shares_blocks(there)):
                 return 0
             return trees.tree_size(fd, ".")

@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from qubes_storage import files, trees
-from qubes_storage.exc import StoragePoolException
+from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.vm import KLASSES, SUBDIRS, VM
 
@@ -27,19 +27,28 @@ class Orphans:
         pools = self._pools()
         others = [vm for vm in map(VM.stranger, registry.entries) if vm]
         others.append(VM("dom0", KLASSES["AdminVM"]))  # R3.2 keeps its icon and rules there
-        owned = {(self._place_of(vm), vm.dirname) for vm in vms + others}
+        owned = {self._owned(vm) for vm in vms + others}
+        # R3.2 keeps the rules of a VM of another pool in the default one.
+        rules = {os.path.dirname(e.attrs.get("firewall_conf", "")) for e in registry.entries}
         for pool in pools.values():
-            found += self._unowned(pool, owned)
+            found += [row for row in self._unowned(pool, owned) if row["path"] not in rules]
         for vm in vms:
             if vm.pool not in self.sections():
                 found.append({"pool": vm.pool, "path": None, "size": None})
             elif vm.pool in pools and vm.klass.name != "DispVM" and self.vm_dir_is_gone(vm):
-                path = pools[vm.pool].vmdir(vm)
+                path = pools[vm.pool].vmdir(vm) if self._owned(vm) else None
                 found.append({"pool": vm.pool, "path": path, "size": None})
         first = {}
         for row in found:
             first.setdefault((row["pool"], row["path"]), row)
         return [*first.values()]
+
+    def _owned(self, vm):
+        """What tells a VM's directory from others; None for a name that leads out of its pool."""
+        try:
+            return self._place_of(vm), vm.dirname
+        except InvalidInput:
+            return None
 
     def _place_of(self, vm):
         """What tells the directory that a VM's directory is in from others, by whatever path."""

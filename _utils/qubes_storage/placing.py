@@ -5,7 +5,7 @@ import copy
 import os
 import stat
 
-from qubes_storage import files, guards, mounts, owning, registry
+from qubes_storage import files, guards, mending, mounts, owning, registry
 from qubes_storage.blame import of_driver
 from qubes_storage.directories import Directories, is_empty
 from qubes_storage.exc import OutOfStep, StoragePoolException
@@ -33,8 +33,9 @@ class Placing(Directories):
             if subdir not in (None, vm.klass.subdir):
                 continue
             some = True
-            if _holds(pool, vm):
-                return False
+            with contextlib.suppress(StoragePoolException):
+                if mending.is_there(pool, vm):
+                    return False
         return some and (subdir is None or not _has_dirs(pool, subdir))
 
     def check_disk(self, pool, subdir=None):
@@ -183,8 +184,13 @@ class Placing(Directories):
 
     def _real(self, path):
         """Where a directory really lies, also one that is not there yet."""
+        known = {} if self._seen.versions is None else self._seen.real
+        if path not in known:
+            known[path] = self._find_real(os.path.normpath(path))
+        return known[path]
+
+    def _find_real(self, path):
         rest = []
-        path = os.path.normpath(path)
         while True:
             try:
                 with files.closing(files.open_dir(self.root, path)) as fd:

@@ -98,7 +98,8 @@ class Planning:
             get_klass(klass, name)
         vm = self.find_vm(name)
         if vm is not None and create_only:
-            return {}, None
+            left = self._left(vm)  # by the run that made it, which this finishes
+            return ({"unfinished": {"old": left, "new": None}} if left else {}), None
         if vm is None and clone_from is not None:
             return self._plan_clone(name, clone_from, klass, template, label, pool, sizes)
         if vm is None:

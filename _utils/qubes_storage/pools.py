@@ -85,7 +85,10 @@ class Pools(Placing):
             found["problems"] += self._on_disk(pool)
             self._check_setup(pool)
             found["provisioned"] = sum(
-                size for vm in vms for size, _ in self.images_on_disk(vm).values()
+                size
+                for vm in vms
+                if vm.klass.name != "DispVM"  # which has those of its template's saved DispVM
+                for size, _ in self.images_on_disk(vm).values()
             )
         except (OSError, StoragePoolException) as err:
             if str(err) not in found["problems"]:

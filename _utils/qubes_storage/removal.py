@@ -29,8 +29,8 @@ class Removal:
             return {"unfinished": {"old": left, "new": None}} if left else {}
         if vm.klass.name == "AdminVM":
             raise InvalidInput("VM dom0: cannot be removed")
-        # On a disk that is away nobody can tell whether there are images, nor delete them.
-        guards.check_mount(self.root, vm.pool, self.guards(vm.pool))
+        if not keep:
+            self._check_mounted(vm)
         changes = {"removed": {"old": name, "new": None}}
         if not keep and vm.klass.name != "DispVM":
             self._check_pool_of(vm)
@@ -58,6 +58,17 @@ class Removal:
         self._check_unused(found, vm)  # last: whoever waits for this waits for nothing else
         return changes
 
+    def _check_mounted(self, vm):
+        """Refuse while a disk that has to be there is away: nobody can tell what is on it."""
+        try:
+            guards.check_mount(self.root, vm.pool, self.guards(vm.pool))
+        except StoragePoolException as err:
+            raise StoragePoolException(
+                f"VM {vm.name}: {err}, or forget the VM and leave its images where they are:"
+                f" {_forget(vm)}",
+                waits_for=err.waits_for,
+            ) from err
+
     def _check_pool_of(self, vm):
         """Refuse a VM of a pool that cannot be loaded: nobody can tell which images it has."""
         try:
@@ -72,13 +83,24 @@ class Removal:
     def _check_not_away(self, vm):
         """Refuse to delete images on a disk that is away: they would be there when it is back."""
         pool = self.pool_of(vm)
-        if self.is_absent_disk(pool):
-            raise OutOfStep(
-                f"VM {vm.name}: not one of the VMs of pool {pool.name} is in {pool.dir_path}, so"
-                " its disk is not mounted, and no image can be deleted; mount it, or remove the VM"
-                f" without purge ({_forget(vm)})",
-                waits_for=[("mount", pool.dir_path)],
-            )
+        for subdir in (None, vm.klass.subdir):
+            if subdir and self._is_alone(vm):
+                return  # nobody can tell whether its directory is away or deleted, as R3.2 takes it
+            if self.is_absent_disk(pool, subdir):
+                path = os.path.join(pool.dir_path, subdir) if subdir else pool.dir_path
+                raise OutOfStep(
+                    f"VM {vm.name}: not one of the VMs of pool {pool.name} is in {path}, so its"
+                    " disk is not mounted, and no image can be deleted; mount it, or remove the VM"
+                    f" without purge ({_forget(vm)})",
+                    waits_for=[("mount", path)],
+                )
+
+    def _is_alone(self, vm):
+        """Whether no other VM is registered in the directory of a pool where one is."""
+        found = self.registry()
+        others = (VM.of(entry, found) for entry in found.entries if entry is not vm.entry)
+        place = vm.pool, vm.klass.subdir
+        return not any(other and (other.pool, other.klass.subdir) == place for other in others)
 
     def _left(self, vm):
         """The paths of what a dead run left of a registered VM with a directory of its own."""
@@ -183,13 +205,14 @@ class Removal:
 
     def _is_in_the_way(self, vm):
         """Whether something is in the place of the directory that a VM has for itself."""
-        try:
-            name, pool = vm.dirname, self.pool_of(vm)
-            fd = pool.open_subdir(vm.klass.subdir)
-        except StoragePoolException:
+        if vm.klass.name == "DispVM":
             return False
-        with files.closing(fd):
-            return vm.klass.name != "DispVM" and files.exists(fd, name) is not None
+        try:
+            return mending.is_there(self.pool_of(vm), vm, dead=False)
+        except InvalidInput:  # a name that leads out of the pool
+            return False
+        except StoragePoolException as err:
+            return not err.waits_for  # a link, say, and not a directory that is missing
 
     @staticmethod
     def _check_halted(vm, fd, name):

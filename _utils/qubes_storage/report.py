@@ -1,7 +1,7 @@
 """A bird's-eye view: every pool, its filesystem, and the VMs in it with their sizes."""
 
 from qubes_storage import files, image, mounts
-from qubes_storage.exc import StoragePoolException
+from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.pool import CONF
 from qubes_storage.vm import VM
@@ -26,7 +26,12 @@ class Report:
         for vm in self._vms():
             if vm.pool not in found:
                 found[vm.pool] = self._lost(vm.pool)
-            volumes = self.vm_info(vm.name)["volumes"]
+            volumes = {}
+            if vm.klass.name != "DispVM":  # which has those of its template's saved DispVM
+                try:
+                    volumes = self.vm_info(vm.name)["volumes"]
+                except InvalidInput as err:  # its name leads out; the others are told all the same
+                    found[vm.pool]["problems"].append(str(err))
             found[vm.pool]["vms"][vm.name] = {
                 volume: {key: there[key] for key in ("size", "allocated")}
                 for volume, there in volumes.items()

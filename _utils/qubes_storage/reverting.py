@@ -50,12 +50,11 @@ class Reverting:
         self._plan_revert(name, volume, revision)
         with self.locked("VM", name):
             vm, pool, found = self._plan_revert(name, volume, revision)
-            with self._writing(vm, pool) as fd:
+            with self._writing(vm, pool) as fd, contextlib.ExitStack() as stack:
                 name = IMAGES[volume]
                 size = os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
                 if volume == "root" and "root-cow" in vm.images:
-                    # VMs that run on the template see its root through this; it begins anew.
-                    self._renew_cow(pool, fd, size)
+                    stack.enter_context(self._renewed_cow(pool, fd, size))
                 with _finished(pool, fd, name):
                     pool.revert(fd, name, found)
                     if os.stat(name, dir_fd=fd, follow_symlinks=False).st_size < size:
@@ -76,10 +75,28 @@ class Reverting:
         self._check_all_halted(vm, ("private",) if vm.klass.is_template else None)
         return vm, pool, found
 
-    def _renew_cow(self, pool, fd, size):
-        name = IMAGES["root-cow"]
+    @contextlib.contextmanager
+    def _renewed_cow(self, pool, fd, size):
+        """
+        VMs that run on a template see its root through root-cow.img, which begins anew while the
+        body replaces the root; the old one is put back if it does not.
+        """
+        name, kept = IMAGES["root-cow"], "old"
+        root = image.identity(fd, IMAGES["root"])
         with self._new_image(pool, fd, name, size) as new:
+            there = files.exists(fd, name)
+            if there:
+                os.link(name, kept, src_dir_fd=fd, dst_dir_fd=new, follow_symlinks=False)
             os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)
+            try:
+                yield
+            except BaseException:
+                if image.identity(fd, IMAGES["root"]) == root:
+                    if there:
+                        os.rename(kept, name, src_dir_fd=new, dst_dir_fd=fd)
+                    else:
+                        os.unlink(name, dir_fd=fd)
+                raise
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 import qubes_storage
 from qubes_storage import cli, cli_output
 
-from tests.r32.machine import GIB, LIB
+from tests.r32.machine import GIB, LIB, XML
 
 FOO = "[default]\ndriver=xen\n[foo]\ndriver=xen\ndir_path=/mnt/foo\n"
 
@@ -180,3 +180,14 @@ def test_what_it_says_goes_to_any_stream_and_a_name_that_is_not_utf8_is_shown(
     code, out, err = call("verify", "\udcff")
     assert (code, out) == (1, "")
     assert "VM \\udcff: is not in qubes.xml" in err
+
+
+def test_a_vm_that_cannot_be_looked_at_hides_no_other(call, machine):
+    machine.path(f"{LIB}/appvms/work/private.img").unlink()
+    odd = b'<QubesAppVm name="a/b" qid="99"/>\n</QubesVmCollection>'
+    machine.write(XML, machine.xml.replace(b"</QubesVmCollection>", odd), 0o660)
+    code, out, err = call("verify")
+    assert (code, err) == (1, "")
+    assert "private.img: is gone" in out
+    assert "VM 'a/b': the name leads out of its pool" in out
+    assert call("verify", "a/b")[0] == 1

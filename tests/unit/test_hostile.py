@@ -168,6 +168,10 @@ def test_a_name_in_the_registry_leads_nowhere_else(machine, name):
     ):
         with pytest.raises(StoragePoolException, match="leads out of its pool"):
             call()
+    report = system.report()["default"]  # it hides no other
+    assert report["vms"][name] == {}
+    assert "leads out of its pool" in report["problems"][-1]
+    assert [row["path"] for row in system.orphans() if row["size"] is None] == [None]
     assert machine.tree() == before
     system.remove_vm(name, purge=True)  # the entry goes, which is the cure
     after = machine.tree()

@@ -184,3 +184,28 @@ def test_an_image_that_goes_before_it_is_reverted_is_told(disk, monkeypatch):
     with pytest.raises(StoragePoolException, match="VM work: .*appvms/work: No such file or dir"):
         system.revert("work")
     assert [n for n in os.listdir(machine.path(IMG).parent) if n.startswith("private.img.1@")]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_revert_that_fails_keeps_what_the_vms_of_a_template_see(disk, there):
+    """Its revision has a name elsewhere too, as a backup by hard links has it."""
+    machine = disk("xfs")
+    system = machine.connect()
+    system.add_pool("ssd", driver="reflink", dir_path="/mnt/ssd/qubes")
+    system.clone_vm("fedora-23", "tpl", "ssd")
+    system.commit_vm("tpl")
+    vmdir = "/mnt/ssd/qubes/vm-templates/tpl"
+    if there:
+        write(machine, f"{vmdir}/root-cow.img", "old blocks")
+    else:
+        machine.path(f"{vmdir}/root-cow.img").unlink()
+    (revision,) = system.revisions("tpl", "root")
+    os.link(machine.path(f"{vmdir}/root.img.{revision}"), machine.path("/mnt/ssd/backup"))
+    before = machine.tree()
+    with pytest.raises(StoragePoolException, match="has a name elsewhere too"):
+        system.revert("tpl", "root")
+    assert machine.tree() == before
+    machine.path("/mnt/ssd/backup").unlink()
+    system.revert("tpl", "root")
+    assert read(machine, f"{vmdir}/root-cow.img", 10) == "\0" * 10
+    assert not [name for name in os.listdir(machine.path(vmdir)) if name.startswith(".")]
