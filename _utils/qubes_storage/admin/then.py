@@ -17,9 +17,7 @@ from qubes_storage.exc import StoragePoolException
 class AdminThen:
     """What differs from :py:class:`~qubes_storage.admin.AdminSystem`; ``run`` is the run."""
 
-    _later = (
-        None  # {what is waited for: True}, as waits_for of an error, while something is planned
-    )
+    _later = None  # while something is planned: {what it waits for: True}, as waits_for has it
 
     @contextlib.contextmanager
     def _all_told(self, who):

@@ -66,14 +66,8 @@ class AdminVMPlan(AdminVMNew):
             left = copying or begun
             if begun and not copying:
                 if create_only:  # the rest of it, and nothing else
-                    klass, template, label, pool, wanted, migrate = (
-                        None,
-                        None,
-                        None,
-                        None,
-                        {},
-                        False,
-                    )
+                    klass = template = label = pool = None
+                    wanted, migrate = {}, False
                 template, label, wanted = _with_rest(name, begun, template, label, wanted)
             plan = Plan()
             if left or not create_only:
