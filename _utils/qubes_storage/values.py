@@ -61,6 +61,11 @@ def to_bool(value, what):
     raise InvalidInput(f"{what}: {value!r} is neither true nor false")
 
 
+def is_true(text):
+    """The same of what the daemon tells, where whatever else there is counts as false."""
+    return str(text).strip().lower() in _TRUE
+
+
 def to_flag(value, what):
     """Whether a flag is set; None, as an empty line of a pillar gives it, is a flag that is not."""
     return False if value is None else to_bool(value, what)
@@ -68,7 +73,7 @@ def to_flag(value, what):
 
 def to_int(value, what):
     """A whole number, also one written as text."""
-    if not isinstance(value, bool) and re.fullmatch(r"-?\d{1,18}", str(value).strip(), re.ASCII):
+    if not isinstance(value, bool) and re.fullmatch(r"-?\d{1,19}", str(value).strip(), re.ASCII):
         return int(value)
     raise InvalidInput(f"{what}: {value!r} is not a whole number")
 

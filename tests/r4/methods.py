@@ -380,7 +380,7 @@ def volume_set_ephemeral(_daemon, _vm, volume, payload):
             "Cannot enable ephemeral on snap_on_start or save_on_stop or non-dom0 or not writable"
             " volume",
         )
-    volume.ephemeral = value
+    volume.set_ephemeral = value
 
 
 @method("admin.vm.volume.ListSnapshots", arg=True, payload=False, dest="any")

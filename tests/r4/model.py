@@ -181,7 +181,7 @@ class Volume:
         self.revisions_to_keep = pool.options.get("revisions_to_keep", "0")
         if not self.save and pool.driver == "file":
             self.revisions_to_keep = "0"
-        self.ephemeral = False
+        self.set_ephemeral = None  # else it is that of its pool
         self.data = "" if self.rw else None
         self.dirty = None  # what a running VM writes
         self.clean_size = self.size
@@ -189,6 +189,13 @@ class Volume:
         self.revisions = {}
         self.next_revision = 1
         pool.told(self.vid)
+
+    @property
+    def ephemeral(self):
+        if self.set_ephemeral is not None:
+            return self.set_ephemeral
+        kept = self.snap or self.save or not self.rw
+        return not kept and self.pool.options.get("ephemeral_volatile") == "True"
 
     def path(self):
         place = self.pool.place()

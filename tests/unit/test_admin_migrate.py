@@ -33,7 +33,7 @@ def furnish(daemon):
     daemon.add_vm("disp", "DispVM", template="work")
     private.rw = False
     work.volumes["volatile"].size = 11 * GIB
-    work.volumes["volatile"].ephemeral = True
+    work.volumes["volatile"].set_ephemeral = True
     daemon.vms["vault"].set["netvm"] = "work"
     daemon.globals.set["default_dispvm"] = "work"
 

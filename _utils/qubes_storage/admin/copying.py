@@ -5,7 +5,7 @@ R4: a VM as a whole: what it has besides its volumes, as plain data, and a copy 
 from qubes_storage.admin.pool_plan import check_revisions
 from qubes_storage.adminapi import lines
 from qubes_storage.exc import InvalidInput, StoragePoolException
-from qubes_storage.values import to_int
+from qubes_storage.values import is_true, to_int
 
 # What a VM gets anew or at creation, and what is told of a running one.
 _NOT_COPIED = {"name", "klass", "qid", "uuid", "label", "template", "xid", "start_time"}
@@ -106,10 +106,23 @@ class AdminCopy:
             kept = dict(was)
             try:
                 driver = self.check_pool(now.pool, name)
-                check_revisions(to_int(was["revisions_to_keep"], volume), driver, volume)
+                revisions = to_int(was["revisions_to_keep"], volume)
+                check_revisions(revisions, driver, volume)
+                self.check_settable(revisions, volume)
             except InvalidInput:
                 kept["revisions_to_keep"] = now.revisions_to_keep
+            if was["ephemeral"] is None:
+                kept["ephemeral"] = now.ephemeral
             yield volume, kept
+
+    def settings(self, volume):
+        """
+        The settings (:py:data:`KEPT`) of a volume; ``ephemeral`` None for one that is not, like all
+        in its pool, and follows the default of a new one.
+        """
+        found = {key: getattr(volume, key) for key in KEPT}
+        encrypts = is_true((self.pool_config(volume.pool) or {}).get("ephemeral_volatile"))
+        return found if volume.ephemeral or encrypts else {**found, "ephemeral": None}
 
     def restore_volumes(self, name, volumes):
         """Give volumes the settings (:py:data:`KEPT`) that they had."""

@@ -15,7 +15,7 @@ MOVES = "/var/lib/qubes/storage-moves"
 COPIES = "/var/lib/qubes/storage-copies"
 CREATIONS = "/var/lib/qubes/storage-creations"
 _KINDS = {
-    "move": (MOVES, shapes.MOVE, {"made": None}),
+    "move": (MOVES, shapes.MOVE, {"made": None, "snapshots": {}}),
     "copy": (COPIES, shapes.COPY, shapes.BEGUN),
     "creation": (CREATIONS, shapes.CREATION, {}),
 }

@@ -10,7 +10,6 @@ that was killed anywhere is finished by the next one; until the VM is removed an
 
 import contextlib
 
-from qubes_storage.admin.copying import KEPT
 from qubes_storage.admin.shapes import STEPS
 from qubes_storage.admin.steps import AdminSteps
 from qubes_storage.admin.vm_words import OWN
@@ -67,10 +66,6 @@ class AdminMigrate(AdminSteps):
         """Refuse a move that cannot be: running VMs, those that name it too, and full pools."""
         there = self.get_listed(name)
         self.check_package(name, "for a move removes it")
-        if not OWN.get(there.klass):
-            raise NotSupported(
-                f"VM {name}: a {there.klass} has no volumes of its own to move; move its template"
-            )
         if there.state != "Halted":
             raise StoragePoolException(
                 f"VM {name}: is {there.state}, and only a halted VM can be moved; shut it down"
@@ -124,10 +119,14 @@ class AdminMigrate(AdminSteps):
                 "label": properties["label"].value,
                 "asked": pools,
                 "pools": {**places, **pools},
-                "volumes": {
-                    v: {key: getattr(volumes[v], key) for key in KEPT} for v in OWN[there.klass]
+                "volumes": {v: self.settings(volumes[v]) for v in OWN[there.klass]},
+                "volatile": self.settings(volumes["volatile"]),
+                # Snapshots are as large as what they are of.
+                "snapshots": {
+                    volume.name: {**self.settings(volume), "size": 0}
+                    for volume in volumes.values()
+                    if volume.snap
                 },
-                "volatile": {key: getattr(volumes["volatile"], key) for key in KEPT},
                 "whole": self.whole(name),
                 "users": [user for user in self.named_by(name) if user[0] != name],
                 "lost": [],

@@ -111,6 +111,13 @@ class AdminPools(AdminPoolPlan):
             raise StoragePoolException(
                 f"pool {name}: is the {', '.join(used_as)}; set another with qubes_pool.default"
             )
+        remote = [vm for vm, there in self.listed().items() if there.klass == "RemoteVM"]
+        if remote:
+            raise StoragePoolException(
+                f"pool {name}: R4.3 removes no pool at all while there is a RemoteVM"
+                f" ({shown(remote)}); remove that first",
+                waits_for=[("use of", vm, name) for vm in remote],
+            )
         guards.check_left(self.root, name, self.guards(name) if purge else {}, self.vms_in(name))
         changes = {"removed": {"old": name, "new": None}}
         for guard, value in self.guards(name).items():
@@ -166,14 +173,9 @@ class AdminPools(AdminPoolPlan):
             return {}
         answer = self.client.call("admin.pool.Remove", arg=name)
         if name in self.pool_names():
-            remote = [vm for vm, there in self.listed().items() if there.klass == "RemoteVM"]
-            cure = "run again once nothing uses it"
-            if remote:
-                cure = (
-                    f"R4.3 removes no pool at all while there is a RemoteVM ({shown(remote)}):"
-                    " remove that first"
-                )
-            raise StoragePoolException(f"pool {name}: was not removed: {answer}; {cure}")
+            raise StoragePoolException(
+                f"pool {name}: was not removed: {answer}; run again once nothing uses it"
+            )
         path = guards.PATH
         try:
             self.save_guards(name)

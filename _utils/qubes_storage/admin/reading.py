@@ -11,7 +11,7 @@ from qubes_storage.adminapi import (
     properties,
 )
 from qubes_storage.exc import StoragePoolException
-from qubes_storage.values import shown, to_int
+from qubes_storage.values import is_true, shown, to_int
 
 METADATA_FULL = 90  # per cent; a thin pool whose metadata is full is lost
 _REPORTED = ("name", "size", "usage", "included_in")  # what admin.pool.Info adds to the options
@@ -42,7 +42,7 @@ class Volume(NamedTuple):
             told.get("path") or None,
             told.get("revisions_to_keep"),
             told.get("rw") == "True",
-            told.get("ephemeral") == "True",
+            is_true(told.get("ephemeral")),  # R4.2 tells it as somebody wrote it
             told.get("save_on_stop") == "True",
             told.get("snap_on_start") == "True",
         )
@@ -163,7 +163,7 @@ class AdminReading:
         ``driver`` and its options, guards; ``size``, ``used``, ``free``, where there are any
         ``metadata_size`` and ``metadata_used``, and ``provisioned``, the virtual sizes of the
         volumes in it that are no snapshots, in bytes (None where they cannot be told); ``vms`` with
-        a volume in it; ``problems``, as sentences.
+        a volume in it, be it no kernel; ``problems``, as sentences.
         """
         config = self.pool_config(name)
         if config is None:

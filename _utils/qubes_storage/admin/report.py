@@ -6,6 +6,8 @@ from qubes_storage.admin.vm_words import OWN
 from qubes_storage.adminapi import Unreadable
 from qubes_storage.exc import StoragePoolException
 
+_DIRTY = "-dirty.img"
+
 
 class AdminReport:
     """The part of :py:class:`~qubes_storage.admin.AdminSystem` that reports."""
@@ -82,6 +84,6 @@ class AdminReport:
         The file of a volume, or None where it is no file. The file-reflink driver tells the path
         that a running VM writes to; the image that is kept lies beside it.
         """
-        if driver == "file-reflink" and volume.path:
-            return volume.path.replace("-dirty.img", ".img")
+        if driver == "file-reflink" and volume.path and volume.path.endswith(_DIRTY):
+            return volume.path[: -len(_DIRTY)] + ".img"
         return volume.path if driver == "file" else None

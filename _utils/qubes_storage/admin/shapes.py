@@ -31,8 +31,9 @@ def wrong(found, checks):
     return [key for key, check in checks.items() if key not in found or not check(found[key])]
 
 
+_flag = _is(bool, type(None))
 _text, _maybe, _texts = _is(str), _is(str, type(None)), _map(_is(str))
-_volume = _with(size=_is(int), revisions_to_keep=_maybe, rw=_is(bool), ephemeral=_is(bool))
+_volume = _with(size=_is(int), revisions_to_keep=_maybe, rw=_is(bool), ephemeral=_flag)
 
 
 def _user(value):
@@ -53,6 +54,7 @@ MOVE = {
     "pools": _map(_maybe),
     "volumes": _map(_volume),
     "volatile": _volume,
+    "snapshots": _map(_volume),
     "whole": _with(
         properties=_texts,
         tags=_each(_text),

@@ -122,7 +122,7 @@ class AdminSteps(AdminCopy):
 
     def _restore(self, name, journal):
         self.restore(name, journal["whole"])
-        volumes = {**journal["volumes"], "volatile": journal["volatile"]}
+        volumes = {**journal["volumes"], **journal["snapshots"], "volatile": journal["volatile"]}
         self.restore_volumes(name, volumes)
         self._point(journal["users"], journal["temporary"], name)
         journal["lost"] = [*self.lost(name, journal["whole"]), *self.lost_volumes(name, volumes)]

@@ -169,6 +169,11 @@ class AdminVMPlan(AdminVMNew):
                 moved[volume] = (found.pool, to)
             if "size" in options and found.snap:
                 raise self._is_snapshot(name, volume)
+            if options.get("size", 0) > found.size and not found.rw:
+                raise StoragePoolException(
+                    f"VM {name}: volume {volume} is read-only and cannot grow; run qvm-volume"
+                    f" config {name}:{volume} rw True, or leave its size out"
+                )
             if options.get("size", 0) > found.size:
                 grown.add(to)
                 plan.sizes[volume] = options["size"]
@@ -196,8 +201,14 @@ class AdminVMPlan(AdminVMNew):
             plan.changes["revisions_to_keep"] = {"old": old_revisions, "new": new}
 
     def _compare_pools(self, name, plan, moved, migrate):
+        volume, (old, new) = next(iter(moved.items()))
+        if not OWN[plan.klass]:
+            raise NotSupported(
+                f"VM {name}: its {volume} volume lies in pool {old}, not in {new}, and a"
+                f" {plan.klass} has no volumes of its own to move; declare pool: {old}, or move its"
+                " template"
+            )
         if not migrate:
-            volume, (old, new) = next(iter(moved.items()))
             raise StoragePoolException(
                 f"VM {name}: its {volume} volume lies in pool {old}, not in {new}; declare"
                 f" migrate: true to move it (the VM has to be halted), or pool: {old}"
