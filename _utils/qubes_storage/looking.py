@@ -32,12 +32,11 @@ def looking(method):
             try:
                 return method(self, *args, **kwargs)
             except (OSError, StoragePoolException) as err:
-                if time.monotonic() > deadline:
+                passes = self._may_pass(err)
+                once = again and isinstance(err, _IN_BETWEEN)
+                if time.monotonic() > deadline or not (passes or once):
                     raise
-                if not self._may_pass(err):
-                    if not again or not isinstance(err, _IN_BETWEEN):
-                        raise
-                    again = False
+                again = again and passes
             finally:
                 self._seen.versions = None
             time.sleep(_PAUSE)

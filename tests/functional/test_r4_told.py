@@ -118,6 +118,18 @@ def test_whatever_else_changes_such_a_vm_finishes_it(there, run, command, verb):
     assert system.vm_diff("new", **ONCE) == {}
 
 
+def test_revisions_that_a_creation_was_to_give_are_given_with_what_else_is_asked_for(there, run):
+    daemon, system = there
+    refuse(daemon, "admin.vm.volume.Set.revisions_to_keep", "private")
+    once = {"create_only": True, "pool": "ssd", "volumes": {"private": {"revisions_to_keep": 3}}}
+    run(("qubes_vm.present", "new", once))
+    daemon.before = None
+    forget(*there)
+    system.set_vm("new", volumes={"private": "5GiB"})
+    private = system.volume("new", "private")
+    assert (private.size, private.revisions_to_keep) == (5 * GIB, "3")
+
+
 @pytest.mark.usefixtures("qubesadmin")
 @pytest.mark.parametrize("step", ["release", "finish_copy", "set_vm"])
 def test_a_clone_that_a_killed_create_only_made_is_finished(there, step):

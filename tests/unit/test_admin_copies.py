@@ -444,3 +444,9 @@ def test_a_journal_of_a_copy_that_cannot_be_read_stops_everything_about_its_vm(t
     with pytest.raises(StoragePoolException, match="something may have been put into it"):
         system.vm_diff("copy", **CLONE)
     assert not writes(daemon)
+
+
+def test_a_vm_that_is_no_copy_has_none_to_finish(there):
+    daemon, system = there
+    system.finish_copy("work")  # another run has finished it
+    assert not writes(daemon)

@@ -66,6 +66,14 @@ def test_images_are_not_deleted_while_the_disk_of_their_class_is_away(machine):
     assert system.remove_vm("work", keep=True) == {"removed": {"old": "work", "new": None}}
 
 
+def test_a_vm_whose_directory_alone_is_gone_is_removed(machine):
+    system = machine.connect()
+    for name in ("work", "other"):
+        system.create_vm(name)
+    shutil.rmtree(machine.path(VMDIR))
+    assert system.remove_vm("work", purge=True) == {"removed": {"old": "work", "new": None}}
+
+
 def test_a_vm_on_a_disk_that_has_died_can_be_forgotten(machine):
     machine.connect().create_vm("work", pool="foo")
     guards.save(machine.connect().root, "foo", {"require_mount": "/mnt/foo"})

@@ -209,3 +209,26 @@ def test_a_revert_that_fails_keeps_what_the_vms_of_a_template_see(disk, there):
     system.revert("tpl", "root")
     assert read(machine, f"{vmdir}/root-cow.img", 10) == "\0" * 10
     assert not [name for name in os.listdir(machine.path(vmdir)) if name.startswith(".")]
+
+
+def test_a_revert_that_is_interrupted_once_the_root_is_replaced_begins_anew(disk, monkeypatch):
+    machine = disk("xfs")
+    system = machine.connect()
+    system.add_pool("ssd", driver="reflink", dir_path="/mnt/ssd/qubes")
+    system.clone_vm("fedora-23", "tpl", "ssd")
+    system.commit_vm("tpl")
+    vmdir = "/mnt/ssd/qubes/vm-templates/tpl"
+    write(machine, f"{vmdir}/root-cow.img", "old blocks")
+    rename = os.rename
+
+    def dies(old, new, **kwargs):
+        rename(old, new, **kwargs)
+        if new == "root.img":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            system.revert("tpl", "root")
+    assert read(machine, f"{vmdir}/root-cow.img", 10) == "\0" * 10
+    assert len(system.revisions("tpl", "root")) == 2
