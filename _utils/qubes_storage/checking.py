@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from qubes_storage import build, files, image, markers, mending, owning, trees
+from qubes_storage import build, files, image, mending, owning, trees
 from qubes_storage.blame import of_driver
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
@@ -59,12 +59,10 @@ class Checking:
         """What is wrong with where a VM's directory is not."""
         place = pool.vmdir(vm)
         try:
-            with files.closing(pool.open_subdir(vm.klass.subdir)) as fd:
-                if files.exists(fd, vm.dirname):
-                    told = f"{place}: is no directory, and a link is not followed; put it there"
-                    return [told]
-                if files.exists(fd, markers.removing(vm.dirname)):
-                    return []  # what mends that is told already
+            if mending.is_there(pool, vm, dead=False):
+                return [f"{place}: is no directory, and a link is not followed; put it there"]
+            if mending.is_there(pool, vm):
+                return []  # what mends that is told already
         except StoragePoolException as err:
             if not err.waits_for:
                 return [str(err)]

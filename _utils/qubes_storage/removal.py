@@ -83,9 +83,8 @@ class Removal:
     def _check_not_away(self, vm):
         """Refuse to delete images on a disk that is away: they would be there when it is back."""
         pool = self.pool_of(vm)
-        for subdir in (None, vm.klass.subdir):
-            if subdir and self._is_alone(vm):
-                return  # nobody can tell whether its directory is away or deleted, as R3.2 takes it
+        # Of one VM alone nobody can tell whether it is away or deleted, as which R3.2 takes it.
+        for subdir in (None,) if self._is_alone(vm) else (None, vm.klass.subdir):
             if self.is_absent_disk(pool, subdir):
                 path = os.path.join(pool.dir_path, subdir) if subdir else pool.dir_path
                 raise OutOfStep(

@@ -3,16 +3,9 @@
 import pytest
 from qubes_storage import NotSupported, StoragePoolException
 
-from tests.r4.machine import RELEASES, forget, machine, writes
+from tests.r4.machine import forget, machine, writes
 
 GIB = 1024**3
-
-
-@pytest.fixture(params=RELEASES)
-def there(request, tmp_path):
-    with machine(request.param, tmp_path) as found:
-        forget(*found)
-        yield found
 
 
 def tell(daemon, volume, old, new):

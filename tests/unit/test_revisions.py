@@ -186,39 +186,41 @@ def test_an_image_that_goes_before_it_is_reverted_is_told(disk, monkeypatch):
     assert [n for n in os.listdir(machine.path(IMG).parent) if n.startswith("private.img.1@")]
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_revert_that_fails_keeps_what_the_vms_of_a_template_see(disk, there):
-    """Its revision has a name elsewhere too, as a backup by hard links has it."""
+TPL = "/mnt/ssd/qubes/vm-templates/tpl"
+
+
+@pytest.fixture
+def template(disk):
+    """``(machine, system)``: a template whose VMs see old blocks, and a revision of its root."""
     machine = disk("xfs")
     system = machine.connect()
     system.add_pool("ssd", driver="reflink", dir_path="/mnt/ssd/qubes")
     system.clone_vm("fedora-23", "tpl", "ssd")
     system.commit_vm("tpl")
-    vmdir = "/mnt/ssd/qubes/vm-templates/tpl"
-    if there:
-        write(machine, f"{vmdir}/root-cow.img", "old blocks")
-    else:
-        machine.path(f"{vmdir}/root-cow.img").unlink()
+    write(machine, f"{TPL}/root-cow.img", "old blocks")
+    return machine, system
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_revert_that_fails_keeps_what_the_vms_of_a_template_see(template, there):
+    """Its revision has a name elsewhere too, as a backup by hard links has it."""
+    machine, system = template
+    if not there:
+        machine.path(f"{TPL}/root-cow.img").unlink()
     (revision,) = system.revisions("tpl", "root")
-    os.link(machine.path(f"{vmdir}/root.img.{revision}"), machine.path("/mnt/ssd/backup"))
+    os.link(machine.path(f"{TPL}/root.img.{revision}"), machine.path("/mnt/ssd/backup"))
     before = machine.tree()
     with pytest.raises(StoragePoolException, match="has a name elsewhere too"):
         system.revert("tpl", "root")
     assert machine.tree() == before
     machine.path("/mnt/ssd/backup").unlink()
     system.revert("tpl", "root")
-    assert read(machine, f"{vmdir}/root-cow.img", 10) == "\0" * 10
-    assert not [name for name in os.listdir(machine.path(vmdir)) if name.startswith(".")]
+    assert read(machine, f"{TPL}/root-cow.img", 10) == "\0" * 10
+    assert not [name for name in os.listdir(machine.path(TPL)) if name.startswith(".")]
 
 
-def test_a_revert_that_is_interrupted_once_the_root_is_replaced_begins_anew(disk, monkeypatch):
-    machine = disk("xfs")
-    system = machine.connect()
-    system.add_pool("ssd", driver="reflink", dir_path="/mnt/ssd/qubes")
-    system.clone_vm("fedora-23", "tpl", "ssd")
-    system.commit_vm("tpl")
-    vmdir = "/mnt/ssd/qubes/vm-templates/tpl"
-    write(machine, f"{vmdir}/root-cow.img", "old blocks")
+def test_a_revert_that_is_interrupted_once_the_root_is_replaced_begins_anew(template, monkeypatch):
+    machine, system = template
     rename = os.rename
 
     def dies(old, new, **kwargs):
@@ -230,5 +232,5 @@ def test_a_revert_that_is_interrupted_once_the_root_is_replaced_begins_anew(disk
         patched.setattr(os, "rename", dies)
         with pytest.raises(KeyboardInterrupt):
             system.revert("tpl", "root")
-    assert read(machine, f"{vmdir}/root-cow.img", 10) == "\0" * 10
+    assert read(machine, f"{TPL}/root-cow.img", 10) == "\0" * 10
     assert len(system.revisions("tpl", "root")) == 2
