@@ -97,8 +97,8 @@ class Origin:
             marked = read(fd, moving(name)) == self.place
             if marked and not self.keep and self.is_old(fd, name):
                 os.rename(name, removing(name), src_dir_fd=fd, dst_dir_fd=fd)
-                os.fsync(fd)
             if not self.keep and self.is_old(fd, removing(name)):
+                os.fsync(fd)  # also for a dead run that has renamed it
                 trees.remove_tree(fd, removing(name))
             if marked:
                 os.unlink(moving(name), dir_fd=fd)

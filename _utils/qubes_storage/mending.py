@@ -143,6 +143,7 @@ def _mend(pool, vm, registered, fd):
     left = _workshops(fd, name) if registered else []
     if left:
         with files.closing(files.open_subdir(fd, name)) as vmdir:
+            os.fsync(vmdir)  # what the dead run has renamed out of them
             for each in left:
                 trees.remove(vmdir, each)
             os.fsync(vmdir)
@@ -150,7 +151,8 @@ def _mend(pool, vm, registered, fd):
 
 def _mend_marked(pool, vm, registered, fd):
     name, place = vm.dirname, pool.vmdir(vm)
-    registry.sync(pool.root)  # the dead run may not have come to that
+    os.fsync(fd)  # the dead run may not have come to either
+    registry.sync(pool.root)
     if files.exists(fd, creating(name)):
         if registered:
             finish(pool.root, fd, name, place)

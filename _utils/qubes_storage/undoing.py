@@ -27,7 +27,7 @@ def undo(root, fd, name, place):
         _check(root, fd, name, place, marker)
         if markers.made(marker, fd, name):
             os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
-            os.fsync(fd)  # out of its place on the disk too, before anything of it goes
+    os.fsync(fd)  # out of its place on the disk too, before anything of it goes
     trees.remove_tree(fd, creating(name))
     old = open_beside(root, origin.path) if origin else None
     if old is not None:
