@@ -24,9 +24,11 @@ class Directories:
                 made = pool.missing()
         stood = files.read(self.root, CONF)
         try:
-            if made:
+            if pool:
                 with of_driver(pool, "create"):
-                    pool.create()
+                    self._settle(pool.dir_path)
+                    if made:
+                        pool.create()
             yield
         except BaseException:
             if files.read(self.root, CONF) == stood:
@@ -59,6 +61,14 @@ class Directories:
                         parents[path] = owning.place_dir(parents[parent], name)
                         stack.callback(os.close, parents[path])
                 raise
+
+    def _settle(self, path):
+        """Bring what a dead run made or removed there to the disk, before anything relies on it."""
+        for each in (os.path.dirname(path.rstrip("/")), path):
+            with contextlib.suppress(FileNotFoundError):
+                fd = files.open_dir(self.root, each)
+                with files.closing(fd):
+                    os.fsync(fd)
 
     def _empty_dirs(self, name):
         """

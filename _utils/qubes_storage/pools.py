@@ -1,5 +1,6 @@
 """The verbs on pools: list, info, diff, add, set, remove."""
 
+import contextlib
 import os
 import stat
 
@@ -306,6 +307,9 @@ class Pools(Placing):
             if not changes:
                 return {}
             empty = changes.get("directories", {"old": []})["old"]
+            if purge:
+                with contextlib.suppress(StoragePoolException):  # whose directories nobody knows
+                    self._settle(self.get_pool(name).dir_path)
             with self._unmade(empty), self._put_back(CONF, guards.PATH):
                 self.edit_conf(CONF, name)  # first: no pool is ever without its guards
                 self.edit_conf(guards.PATH, name)

@@ -91,6 +91,8 @@ class Cuts:
             tree = self.played(self.calls[:number])
             tree.follow(disk_tree.lay_out(tree.disk, tree.disk.now, self.live))
             calls = strace.record(self.walk.act, self.world.place)
+            if not calls:
+                continue  # all was done, so nothing is added to what may be on the disk by now
             disk_calls.replay(tree, calls)
             self.check_model(tree.disk)
             figures["power cuts: calls of recorded runs"] += len(calls)
