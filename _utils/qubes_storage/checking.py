@@ -191,12 +191,11 @@ class Checking:
             vm, pool, changes = self._plan_reset(name)
             if changes or pool.revisions_to_keep:
                 with self._writing(vm, pool) as fd:
-                    kept = self._keep_revisions(vm, pool, fd)
                     if not changes:
-                        return kept
-                    changes.update(kept)
+                        return self._keep_revisions(vm, pool, fd)
                     name = IMAGES["volatile"]
                     with self._new_image(pool, fd, name, changes["volatile"]["new"]) as new:
+                        changes.update(self._keep_revisions(vm, pool, fd))
                         os.rename(name, name, src_dir_fd=new, dst_dir_fd=fd)
         return changes
 

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 
-from qubes_storage import files, markers, owning, registry, trees, undoing
+from qubes_storage import files, markers, owning, registry, revisions, trees, undoing
 from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 from qubes_storage.vm import IMAGES
@@ -145,6 +145,8 @@ def _mend(pool, vm, registered, fd):
         with files.closing(files.open_subdir(fd, name)) as vmdir:
             os.fsync(vmdir)  # what the dead run has renamed out of them
             for each in left:
+                if each.endswith(".img.new") and owning.is_workshop(vmdir, each):
+                    revisions.take_back(vmdir, each[1 : -len(".new")])
                 trees.remove(vmdir, each)
             os.fsync(vmdir)
 

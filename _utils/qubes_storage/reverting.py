@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 
-from qubes_storage import files, image, owning, revisions
+from qubes_storage import files, image, mending, owning, revisions
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.vm import IMAGES
@@ -49,6 +49,7 @@ class Reverting:
         """
         self._plan_revert(name, volume, revision)
         with self.locked("VM", name):
+            left = self._mended(name)
             vm, pool, found = self._plan_revert(name, volume, revision)
             with self._writing(vm, pool) as fd, contextlib.ExitStack() as stack:
                 name = IMAGES[volume]
@@ -59,7 +60,15 @@ class Reverting:
                     pool.revert(fd, name, found)
                     if os.stat(name, dir_fd=fd, follow_symlinks=False).st_size < size:
                         pool.resize_image(files.at(fd, name), size)
-        return {"revision": {"old": None, "new": found}}
+        return {"revision": {"old": None, "new": found}, **left}
+
+    def _mended(self, name):
+        """Finish or undo what a dead run left of a VM, whose revisions count then; the changes."""
+        vm = self.get_vm(name)
+        left = self._left(vm)
+        if left:
+            mending.mend(self.pool_of(vm), vm, True)
+        return {"unfinished": {"old": left, "new": None}} if left else {}
 
     @looking
     def _plan_revert(self, name, volume, revision):

@@ -15,6 +15,7 @@ from qubes_storage.exc import InvalidInput
 
 _NAME = re.compile(r"(.+\.img)\.([1-9]\d*)@(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.ASCII)
 _LAST = 253402300799  # the last second of the year 9999: no later one has such a date
+_KEPT = "kept"  # in the directory in which a revert makes an image: the revision that it keeps
 
 
 def is_one(name):
@@ -44,12 +45,14 @@ def add(pool, fd, name, source_fd=None):
     return revision
 
 
-def _keep(pool, fd, name, source_fd):
+def _keep(pool, fd, name, source_fd, foretell=None):
     with _copied(pool, source_fd, name, fd, f".{name}.revision.new", dated=True) as (new, found):
         before = listed(fd, name)
         number = int(before[-1].split("@")[0]) + 1 if before else 1
         written = min(max(found.st_mtime, 0), _LAST)
         revision = f"{number}@{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(written))}"
+        if foretell:
+            foretell(revision)
         os.rename(name, f"{name}.{revision}", src_dir_fd=new, dst_dir_fd=fd)
     return revision
 
@@ -81,9 +84,35 @@ def revert(pool, fd, name, revision):
     old = f"{name}.{revision}"
     with _copied(pool, fd, old, fd, f".{name}.new") as (new, _):
         pool.resize_image(files.at(new, old), size)
-        _keep(pool, fd, name, fd)
-        os.rename(old, name, src_dir_fd=new, dst_dir_fd=fd)
+
+        def foretell(kept):
+            os.symlink(kept, _KEPT, dir_fd=new)
+            os.fsync(new)
+            os.fsync(fd)
+
+        try:
+            _keep(pool, fd, name, fd, foretell)
+            os.rename(old, name, src_dir_fd=new, dst_dir_fd=fd)
+        except BaseException:
+            take_back(fd, name)
+            raise
     _drop_old(fd, name, max(pool.revisions_to_keep, 1))
+
+
+def take_back(fd, name):
+    """
+    A revert of an image did not come to its end: the revision that it kept goes, else the newest
+    one would be what was to be left. Where the image is replaced already it stays.
+    """
+    with files.closing(files.open_subdir(fd, f".{name}.new")) as new:
+        entries = os.listdir(new)
+        if _KEPT not in entries or not any(is_one(entry) for entry in entries):
+            return
+        kept = f"{name}.{os.readlink(_KEPT, dir_fd=new)}"
+    if is_one(kept):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(kept, dir_fd=fd)
+            os.fsync(fd)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import pytest
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 
 from tests.unit.test_drivers import IMG, disk, pool_with_vm, read, write
+from tests.unit.test_undoing import kill_when
 
 __all__ = ["disk"]
 CLAIMS = """
@@ -136,6 +137,45 @@ def test_a_revert_that_dies_keeps_the_revision_that_was_asked_for(disk, monkeypa
     system.revert("work", revision=asked)
     assert read(machine, IMG) == "new"
     assert len(system.revisions("work")) == 1
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize(("kind", "driver"), [("xfs", "reflink"), ("btrfs", "btrfs")])
+def test_a_revert_that_was_killed_and_is_run_again_brings_back_the_same(
+    disk, kind, driver, between
+):
+    """What the dead run kept is the newest revision, and the pool keeps no other."""
+    machine = disk(kind)
+    system = pool_with_vm(machine, driver)
+    write(machine, IMG, "old")
+    system.reset_vm("work")
+    (asked,) = system.revisions("work")
+    write(machine, IMG, "bad")
+
+    kept = machine.path(IMG).parent.glob
+    kill_when(lambda: len(list(kept("private.img.*"))) == 2, lambda: system.revert("work"))
+    assert len(system.revisions("work")) == 2
+    if between:
+        system.set_vm("work", label="green")
+        assert system.revisions("work") == [asked]
+    changes = system.revert("work")
+    assert changes["revision"] == {"old": None, "new": asked}
+    assert ("unfinished" in changes) is not between
+    assert read(machine, IMG) == "old"
+    (kept,) = system.revisions("work")
+    assert read(machine, f"{IMG}.{kept}") == "bad"
+
+
+def test_a_reset_that_fails_keeps_all_revisions(disk):
+    machine = disk("xfs")
+    system = pool_with_vm(machine)
+    system.create_vm("app", template="fedora-23", pool="ssd")
+    system.reset_vm("app")
+    kept = system.revisions("app")
+    machine.write("/mnt/ssd/qubes/appvms/app/.volatile.img.new", b"")
+    with pytest.raises(StoragePoolException, match="appvms/app: .*in the way: move it away"):
+        system.reset_vm("app")
+    assert system.revisions("app") == kept
 
 
 def test_what_a_driver_keeps_and_brings_back_gets_mode_and_size(scratch, tmp_path, monkeypatch):
