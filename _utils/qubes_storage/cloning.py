@@ -129,6 +129,7 @@ class Cloning:
             plan.takes = transfer.Take(pool, source, names=tuple(names))
             transfer.check(plan.takes, plan.pool)
         plan.texts = self._rules_elsewhere(source)
+        plan.takes.but = frozenset(plan.texts)
 
     def _plan_import(self, plan, path, moved, size):
         """Have a new VM's root image be a copy of a file of the caller's."""

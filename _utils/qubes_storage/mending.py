@@ -10,6 +10,7 @@ directory there may be those in which something was made that was to be renamed 
 import contextlib
 import errno
 import os
+import re
 import stat
 
 from qubes_storage import files, markers, owning, registry, revisions, trees, undoing
@@ -17,6 +18,7 @@ from qubes_storage.exc import OutOfStep, StoragePoolException
 from qubes_storage.markers import creating, moving, removing
 from qubes_storage.vm import IMAGES
 
+_MARKED = re.compile(r"\.(.+)\.(?:creating|removing|moving)", re.DOTALL)
 SNAPSHOT = ".snapshot"  # of a VM's directory in itself, while images of one moment are kept
 _WORKSHOPS = {SNAPSHOT} | {
     f".{name}{end}" for name in (*IMAGES.values(), "icon.png") for end in (".new", ".revision.new")
@@ -37,6 +39,16 @@ def unfinished(pool, vm, registered=True):
     if found and registry.others_work(pool.root):
         return []
     return [os.path.join(pool.dir_path, vm.klass.subdir, name) for name in found]
+
+
+def marked(pool, subdir):
+    """The names of the VMs of which something is left in a directory of a pool."""
+    try:
+        with files.closing(pool.open_subdir(subdir)) as fd:
+            found = [_MARKED.fullmatch(name) for name in sorted(os.listdir(fd))]
+    except (OSError, StoragePoolException):
+        return []
+    return [match[1] for match in found if match]
 
 
 def _workshops(fd, name):

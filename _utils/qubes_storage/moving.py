@@ -168,6 +168,7 @@ class Moving:
         plan.takes.link = not keep and self._links(source, target)
         plan.takes.renamed = {f"{vm.name}.conf": f"{moved.name}.conf"}
         plan.texts = self._rules_elsewhere(vm)
+        plan.takes.but = frozenset(plan.texts)
         with files.closing(source.open_subdir(vm.klass.subdir)) as fd:
             plan.left = fd
             inode = image.identity(fd, vm.dirname)
@@ -195,14 +196,17 @@ class Moving:
         """
         path = vm.entry.attrs.get("firewall_conf", "")
         with self._writing(vm, self.pool_of(vm)) as fd:
-            if not path.startswith("/") or files.exists(fd, "firewall.xml"):
-                return {}
+            own = files.exists(fd, "firewall.xml") is not None
+        if not path.startswith("/"):
+            return {}
         place, filename = os.path.split(normalise("dir_path", path))
         place, name = os.path.split(place)
         top, subdir = os.path.split(place)
         tops = [in_force(n, config).get("dir_path") for n, config in self.sections().items()]
         tops.append(os.path.dirname(PATH))  # where R3.2 has them, whether a pool is there or not
         if filename != "firewall.xml" or subdir not in SUBDIRS or not _is_in(top, tops):
+            if own:
+                return {}
             raise StoragePoolException(
                 f"VM {vm.name}: firewall_conf {path} lies in no VM's directory; copy it to"
                 f" {self.pool_of(vm).vmdir(vm)}/firewall.xml"

@@ -3,9 +3,10 @@
 import contextlib
 import os
 
-from qubes_storage import files, trees
+from qubes_storage import files, mending, trees
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
+from qubes_storage.markers import removing
 from qubes_storage.vm import KLASSES, SUBDIRS, VM
 
 
@@ -28,6 +29,7 @@ class Orphans:
         others = [vm for vm in map(VM.stranger, registry.entries) if vm]
         others.append(VM("dom0", KLASSES["AdminVM"]))  # R3.2 keeps its icon and rules there
         owned = {self._owned(vm) for vm in vms + others}
+        owned |= {(own[0], removing(own[1])) for own in owned if own}  # a removal that died
         # R3.2 keeps the rules of a VM of another pool in the default one.
         rules = {os.path.dirname(e.attrs.get("firewall_conf", "")) for e in registry.entries}
         for pool in pools.values():
@@ -35,13 +37,20 @@ class Orphans:
         for vm in vms:
             if vm.pool not in self.sections():
                 found.append({"pool": vm.pool, "path": None, "size": None})
-            elif vm.pool in pools and vm.klass.name != "DispVM" and self.vm_dir_is_gone(vm):
+            elif vm.pool in pools and vm.klass.name != "DispVM" and self._is_gone(vm):
                 path = pools[vm.pool].vmdir(vm) if self._owned(vm) else None
                 found.append({"pool": vm.pool, "path": path, "size": None})
         first = {}
         for row in found:
             first.setdefault((row["pool"], row["path"]), row)
         return [*first.values()]
+
+    def _is_gone(self, vm):
+        """Whether a VM has no directory, also none that a dead run was removing."""
+        try:
+            return not mending.is_there(self.pool_of(vm), vm)
+        except (InvalidInput, StoragePoolException):
+            return self.vm_dir_is_gone(vm)
 
     def _owned(self, vm):
         """What tells a VM's directory from others; None for a name that leads out of its pool."""

@@ -287,6 +287,7 @@ class Pools(Placing):
         vms = [vm.name for vm in self.vms_in(name)]
         # On a disk that is away nobody can tell which of its directories are empty.
         guards.check_left(self.root, name, self.guards(name) if purge else {}, vms)
+        self._check_nothing_left(name)
         changes = {"removed": {"old": name, "new": None}, **found}
         empty = self._empty_dirs(name) if purge else []
         if empty:

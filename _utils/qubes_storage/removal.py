@@ -29,6 +29,11 @@ class Removal:
             return {"unfinished": {"old": left, "new": None}} if left else {}
         if vm.klass.name == "AdminVM":
             raise InvalidInput("VM dom0: cannot be removed")
+        if vm.entry.flag("installed_by_rpm", False) and not keep:
+            raise StoragePoolException(
+                f"VM {name}: is installed by RPM; remove its package with dnf, which removes it, or"
+                f" forget it and leave its images where they are: {_forget(vm)}"
+            )
         if not keep:
             self._check_mounted(vm)
         changes = {"removed": {"old": name, "new": None}}
@@ -148,6 +153,20 @@ class Removal:
             mending.check(pool, vm, False)
             left += paths
         return left
+
+    def _check_nothing_left(self, pool_name):
+        """Refuse to take a pool away with what a dead run left in it, which nobody would find."""
+        try:
+            pool = self.get_pool(pool_name)
+        except StoragePoolException:
+            return
+        for klass in self.places():
+            for name in mending.marked(pool, klass.subdir):
+                for path in mending.unfinished(pool, VM(name, klass, pool=pool_name), False):
+                    raise StoragePoolException(
+                        f"pool {pool_name}: {path} is left by a run that died; remove VM {name}"
+                        f" from {pool_name} first, or run again what was to make it"
+                    )
 
     def _clear_leftovers(self, name):
         """Undo the same; the lock is held."""

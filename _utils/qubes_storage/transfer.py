@@ -21,7 +21,8 @@ _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOS
 @dataclass
 class Take:
     """
-    What is taken of a VM's directory: all of it, or ``names``; ``renamed`` is ``{old: new}``.
+    What is taken of a VM's directory: all of it, or ``names``, ``but`` for some; ``renamed`` is
+    ``{old: new}``.
 
     ``link`` shares the files themselves. ``keep`` leaves modes, owners and times as they are, and
     compares what was copied; else they become those of new files.
@@ -30,6 +31,7 @@ class Take:
     pool: object
     vm: object
     names: tuple = None
+    but: frozenset = frozenset()
     renamed: dict = field(default_factory=dict)
     link: bool = False
     keep: bool = False
@@ -67,6 +69,8 @@ def _names(wanted, pool, fd):
     for name in sorted(os.listdir(fd)):
         if wanted.pool.owns(name) and not pool.owns(name):
             continue  # a revision is nothing to a driver that keeps none
+        if name in wanted.but:
+            continue
         if wanted.names is None or name in wanted.names:
             yield name
 

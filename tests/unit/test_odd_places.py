@@ -260,3 +260,53 @@ def test_a_report_looks_for_each_pool_once(scratch):
         return len(looked)
 
     assert calls(20) <= 2 * calls(10)
+
+
+def test_the_directory_that_a_dead_run_was_removing_is_nobody_s_orphan(machine):
+    system = machine.connect()
+    system.create_vm("work", pool="foo")
+    killed(lambda: system.remove_vm("work", purge=True), registry, "save")
+    assert machine.path("/mnt/foo/appvms/.work.removing").exists()
+    assert machine.connect().orphans() == []
+
+
+def test_a_pool_stays_while_what_a_dead_run_left_is_in_it(machine):
+    system = machine.connect()
+    system.create_vm("work")
+    killed(lambda: system.clone_vm("work", "copy", "foo"), registry, "save")
+    why = "pool foo: /mnt/foo/appvms/.copy.creating is left by a run that died; remove VM copy"
+    refused(machine, why, lambda: machine.connect().remove_pool("foo"))
+    assert machine.connect().remove_vm("copy")
+    assert "removed" in machine.connect().remove_pool("foo")
+    assert os.listdir(machine.path("/mnt/foo/appvms")) == []
+
+
+def test_the_rules_in_force_go_along_and_not_older_ones_in_the_directory(machine):
+    rules = f"{LIB}/appvms/work/firewall.xml"
+    machine.connect().create_vm("work", pool="foo")
+    found = machine.path("/var/lib/qubes/qubes.xml").read_text()
+    line = next(each for each in found.splitlines() if 'name="work"' in each)
+    changed = line.replace('firewall_conf="firewall.xml"', f'firewall_conf="{rules}"')
+    machine.path("/var/lib/qubes/qubes.xml").write_text(found.replace(line, changed))
+    machine.mkdir(f"{LIB}/appvms/work")
+    machine.write(rules, b"in force")
+    machine.write("/mnt/foo/appvms/work/firewall.xml", b"old")
+    system = machine.connect()
+    system.clone_vm("work", "copy")
+    assert machine.path("/mnt/foo/appvms/copy/firewall.xml").read_bytes() == b"in force"
+    system.add_pool("bar", dir_path="/mnt/bar")
+    system.migrate_vm("work", "bar")
+    assert machine.path("/mnt/bar/appvms/work/firewall.xml").read_bytes() == b"in force"
+    assert system.verify_vm("work") == []
+
+
+def test_what_a_package_installed_is_not_deleted_but_forgotten(machine):
+    machine.elements.append(element("QubesAppVm", "shipped", 9, installed_by_rpm="True"))
+    machine.write_registry()
+    machine.mkdir(f"{LIB}/appvms/shipped")
+    machine.image(f"{LIB}/appvms/shipped/private.img", 4096, "x")
+    system = machine.connect()
+    why = "VM shipped: is installed by RPM; remove its package with dnf, .* --just-db shipped"
+    refused(machine, why, lambda: system.remove_vm("shipped", purge=True))
+    assert "removed" in system.remove_vm("shipped", keep=True)
+    assert machine.path(f"{LIB}/appvms/shipped/private.img").exists()
