@@ -11,7 +11,7 @@ from qubes_storage.blame import of_driver
 from qubes_storage.exc import InvalidInput, OutOfStep, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.values import format_size
-from qubes_storage.vm import IMAGES, KERNEL_FILES, KERNELS, template_qid, volatile_size
+from qubes_storage.vm import IMAGES, KERNEL_FILES, KERNELS, template_qid
 
 # What R3.2 and its tools put into a VM's directory; a .old is what one of them set aside.
 _KNOWN = {
@@ -219,7 +219,7 @@ class Checking:
             return vm, pool, {}
         template = self.find_vm(vm.template) if vm.template else None
         root = (self.images_on_disk(template) if template else there).get("root", (0,))[0]
-        size = volatile_size(max(root, vm.klass.root_size))
+        size = vm.klass.volatile_size(root)
         before = there.get("volatile", (None,))[0]
         return vm, pool, {"volatile": {"old": before, "new": size}}
 

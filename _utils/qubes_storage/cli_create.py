@@ -73,8 +73,6 @@ def _klass(command, args):
         command.error(
             f"a VM is one of {', '.join(klasses)}: give one of -p, -H, -n, --hvm-template"
         )
-    if args.root_move_from is not None and args.root_copy_from is not None:
-        command.error("a root image is either moved or copied: give one of -R and -r")
     if klasses:
         return klasses[0]
     return "StandaloneVM" if args.standalone else "AppVM"
@@ -98,6 +96,8 @@ def _check(args, standalone, local):
         raise InvalidInput(f"VM {name}: only a VM with a root of its own takes {root}; add -s")
     if args.hvm_template and args.template is not None:
         raise InvalidInput(f"VM {name}: a template cannot be based on another; leave out -t")
+    if args.root_move_from is not None and args.root_copy_from is not None:
+        raise InvalidInput(f"VM {name}: a root is either moved or copied: give one of -R and -r")
     if root is not None and not os.path.exists(root):
         raise InvalidInput(f"VM {name}: {root} is not there; name the file of its root image")
 

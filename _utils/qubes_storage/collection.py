@@ -18,7 +18,9 @@ _GLOBALS = (
     "clockvm", "default_fw_netvm", "default_kernel", "default_netvm", "default_template",
     "updatevm",
 )  # fmt: skip
-_SERVE = ("QubesAdminVm", "QubesNetVm", "QubesProxyVm")  # R3.2 has none of them follow a default
+_DEFAULT = "default_netvm"
+_NETVMS = ("QubesNetVm", "QubesProxyVm")
+_SERVE = ("QubesAdminVm", *_NETVMS)  # R3.2 has none of them follow a default
 _BACKUP = "restore it from a backup in /var/lib/qubes/backup"
 _END = b"\n</QubesVmCollection>"
 _TAG = re.compile(rb"<[^>\"']*(?:\"[^\"]*\"[^>\"']*|'[^']*'[^>\"']*)*>")
@@ -135,6 +137,29 @@ class Registry:
         value = self.attrs.get(key, "None")
         return None if value.lower() == "none" else value
 
+    def clockvm(self):
+        """
+        The qid that R3.2 takes where the collection has no such attribute: that of the VM behind
+        the default NetVM which has no NetVM itself; None where nothing is the default.
+        """
+        found = above = self.by_qid(self.get(_DEFAULT))
+        for _ in self.entries:  # as far as a chain goes that is no circle
+            if above is None:
+                break
+            found, above = above, self.uses(above)["NetVM"]
+        return found and found.attrs["qid"]
+
+    def lacks(self, key):
+        """
+        Whether a new VM becomes what the collection's attribute ``key`` names, as R3.2 loads it.
+        """
+        if self.get(key) is None:
+            return key != "clockvm" or key in self.attrs or self.clockvm() is None
+        # One that names no VM is none, but for those that R3.2 gives the default NetVM then.
+        names = {_DEFAULT: (_DEFAULT, "default_fw_netvm")}.get(key, (key,))
+        others = key in ("clockvm", "updatevm")
+        return not others and not any(self.by_qid(self.get(name)) for name in names)
+
     def copy(self, entries=None, attrs=None):
         """Another version: with other entries, or other attributes of the collection."""
         head = self._head
@@ -151,9 +176,11 @@ class Registry:
     def unused(self, attr):
         """The smallest number of 1..253 that no VM has as its ``qid`` or ``netid``."""
         used = {_number(entry.attrs.get(attr)) for entry in self.entries}
-        for number in range(1, MAX_ID + 1):
-            if number not in used:
-                return str(number)
+        free = [number for number in range(1, MAX_ID + 1) if number not in used]
+        taken = [e for e in self.entries if attr == "netid" and e.tag in _NETVMS]
+        taken = [e for e in taken if _number(e.attrs.get(attr)) is None]  # R3.2 gives them these
+        if len(free) > len(taken):
+            return str(free[len(taken)])
         raise StoragePoolException(
             f"{PATH}: every {attr} from 1 to {MAX_ID} is taken; remove a VM first"
         )

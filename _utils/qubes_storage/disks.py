@@ -8,7 +8,7 @@ from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
 from qubes_storage.vm import IMAGES, KERNELS, template_qid
 
-_DRIVES = {"hd": "disk", "cdrom": "cdrom"}
+_DRIVES = {"hd": "disk", "disk": "disk", "cdrom": "cdrom"}
 
 
 class Disks:
@@ -132,12 +132,12 @@ def parse_drive(text, vm):
     first, colon, rest = text.partition(":")
     kind, rest = (first, rest) if colon and first in _DRIVES else ("cdrom", text)
     domain, path = ("dom0", rest) if rest.startswith("/") else rest.partition(":")[::2]
-    if not domain or not path.startswith("/"):
+    if not path.startswith("/"):
         raise InvalidInput(
             f"VM {vm}: drive {text!r} is not TYPE:VM:/PATH, such as cdrom:dom0:/iso/a.iso; mend it"
             " in qubes.xml"
         )
-    return _DRIVES[kind], domain, path
+    return _DRIVES[kind], domain or "dom0", path
 
 
 def _disk(path, target, kind="disk", read_only=False, domain=None, script=None):

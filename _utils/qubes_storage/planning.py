@@ -15,7 +15,6 @@ from qubes_storage.vm import (
     VM,
     check_label,
     get_klass,
-    volatile_size,
 )
 
 
@@ -150,6 +149,11 @@ class Planning:
         vm = VM(name, kind, pool=pool, label=label, template=runs_on)
         place = self.pool_of(vm)
         source = self._source(name, template) if template is not None else None
+        if source and source.klass.is_hvm and not kind.is_hvm:
+            raise InvalidInput(
+                f"VM {name}: {template} is of class {source.klass.name}, whose root has a system"
+                f" that {kind.name} cannot start; take a TemplateVM, or klass: HVM"
+            )
         if runs_on and "root" in sizes:
             raise self._root_is_templates(name, runs_on)
         plan = Plan(vm, place)
@@ -224,7 +228,7 @@ class Planning:
         root = sizes.get("root", 0)
         for volume, filename in vm.images.items():
             if volume == "volatile":
-                size = volatile_size(max(root, vm.klass.root_size) if root else vm.klass.root_size)
+                size = vm.klass.volatile_size(root)
                 plan.images.append(Image(filename, size))
             elif volume == "root-cow":
                 plan.images.append(Image(filename, root))

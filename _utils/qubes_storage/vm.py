@@ -43,6 +43,14 @@ class Klass:
         """Images of its own, besides private and volatile."""
         return ("root", "root-cow") if self.is_template else ("root",)
 
+    def volatile_size(self, root):
+        """
+        R3.2's size of volatile.img, in bytes: that of its class's root in whole MiB and more; an
+        HVM's grows with its root, of ``root`` bytes.
+        """
+        size = max(root, self.root_size) if self.is_hvm else self.root_size
+        return min(size // MIB * MIB + _VOLATILE_EXTRA, 2**63 - 512)  # no file is larger
+
 
 KLASSES = {
     k.name: k
@@ -115,7 +123,7 @@ def start_attrs(name, memory=None, vcpus=None, internal=None):
     is internal. R3.2 takes any text for them, and then cannot read its registry.
     """
     attrs = {}
-    for word, value, least in (("memory", memory, 0), ("vcpus", vcpus, 1)):
+    for word, value, least in (("memory", memory, 0), ("vcpus", vcpus, 0)):
         if value is None:
             continue
         if to_int(value, f"VM {name}: {word}") < least:
@@ -124,11 +132,6 @@ def start_attrs(name, memory=None, vcpus=None, internal=None):
     if internal is not None:
         attrs["internal"] = str(to_bool(internal, f"VM {name}: internal"))
     return attrs
-
-
-def volatile_size(root_size):
-    """R3.2's size of volatile.img: counted in whole MiB of the root image's size."""
-    return min(root_size // MIB * MIB + _VOLATILE_EXTRA, 2**63 - 512)  # no file is larger
 
 
 def template_qid(entry):
@@ -241,6 +244,8 @@ class VM:
     def defaults(self, registry, qid):
         """The collection's attributes once this VM is in it: R3.2 takes the first of each kind."""
         attrs = dict(registry.attrs)
+        if "clockvm" not in attrs and registry.clockvm():
+            attrs["clockvm"] = registry.clockvm()
         firsts = {
             "default_fw_netvm": self.klass.is_netvm,
             "default_netvm": self.klass.name == "ProxyVM",
@@ -249,6 +254,6 @@ class VM:
             "clockvm": self.klass.is_netvm,
         }
         for key, fits in firsts.items():
-            if fits and registry.get(key) is None:
+            if fits and registry.lacks(key):
                 attrs[key] = qid
         return attrs

@@ -240,7 +240,7 @@ def test_a_template_without_a_number_is_told(scratch):
 def test_a_volatile_image_is_no_larger_than_a_file_can_be(scratch):
     system = scratch().connect()
     with contextlib.suppress(StoragePoolException):  # where a filesystem holds less than tmpfs
-        system.create_vm("new", klass="TemplateVM", volumes={"root": "8589934591GiB"})
+        system.create_vm("new", klass="TemplateHVM", volumes={"root": "8589934591GiB"})
         assert system.vm_info("new")["volumes"]["volatile"]["size"] == 2**63 - 512
 
 
@@ -248,3 +248,69 @@ def test_who_grows_a_vm_that_is_not_there_makes_nothing(root):
     with pytest.raises(StoragePoolException, match="VM work: is not in qubes.xml"):
         qubes_storage.connect(str(root)).resize_vm("work", "private", "3GiB")
     assert not os.listdir(root / "var/lib/qubes")
+
+
+@pytest.mark.parametrize("klass", ["StandaloneVM", "NetVM"])
+def test_the_root_of_an_hvm_is_none_for_a_class_with_a_kernel_of_dom0(machine, klass):
+    system = machine.connect()
+    system.create_vm("windows", klass="TemplateHVM")
+    before = machine.tree()
+    with pytest.raises(InvalidInput, match="windows is of class TemplateHVM, whose root has a sys"):
+        system.create_vm("new", klass=klass, template="windows", standalone=True)
+    assert machine.tree() == before
+    assert system.create_vm("new", klass="HVM", template="fedora-23", standalone=True)
+
+
+def test_volatile_is_as_large_as_r32_makes_it_whatever_the_root(scratch):
+    machine = scratch()
+    machine.image(f"{LIB}/vm-templates/fedora-23/root.img", 20 * 1024**3, "x")
+    system = machine.connect()
+    system.create_vm("work")
+    system.create_vm("own", klass="StandaloneVM", template="fedora-23")
+    system.reset_vm("work")
+    for name in ("work", "own"):
+        assert system.vm_info(name)["volumes"]["volatile"]["size"] == 12348030976
+
+
+@pytest.mark.parametrize(
+    ("attrs", "klass", "after"),
+    [
+        ({"default_template": "99"}, "TemplateVM", {"default_template": "4"}),
+        ({"default_fw_netvm": "99", "clockvm": "99"}, "NetVM", {"default_fw_netvm": "4"}),
+        ({"default_netvm": "99", "default_fw_netvm": "2"}, "ProxyVM", {"default_netvm": "99"}),
+        ({"default_netvm": "99", "default_fw_netvm": "9"}, "ProxyVM", {"default_netvm": "4"}),
+        ({"default_netvm": "3", "clockvm": None}, "NetVM", {"clockvm": "2"}),
+        ({"default_netvm": "99", "clockvm": None}, "NetVM", {"clockvm": "4"}),
+        ({"default_netvm": "3", "clockvm": "None"}, "NetVM", {"clockvm": "4"}),
+    ],
+)
+def test_a_default_that_names_no_vm_is_none(scratch, attrs, klass, after):
+    """As R3.2 loads the collection, and saves it with the next VM."""
+    machine = scratch()
+    machine.elements += [
+        element("QubesNetVm", "sys-net", 2, netid="1", template_qid="1"),
+        element("QubesProxyVm", "firewall", 3, netid="2", netvm_qid="2", template_qid="1"),
+    ]
+    for name in ("sys-net", "firewall"):
+        machine.mkdir(f"{LIB}/servicevms/{name}")
+    for key, value in attrs.items():
+        machine.attrs[key] = value
+        if value is None:
+            del machine.attrs[key]
+    machine.write_registry()
+    machine.connect().create_vm("new", klass=klass)
+    found = machine.connect().registry().attrs
+    assert {key: found[key] for key in after} == after
+
+
+def test_a_netvm_without_a_netid_has_the_one_that_r32_gives_it(scratch):
+    machine = scratch()
+    machine.elements += [
+        element("QubesNetVm", "sys-net", 2, template_qid="1"),
+        element("QubesProxyVm", "firewall", 3, netid="2", template_qid="1"),
+    ]
+    for name in ("sys-net", "firewall"):
+        machine.mkdir(f"{LIB}/servicevms/{name}")
+    machine.write_registry()
+    machine.connect().create_vm("new", klass="NetVM")
+    assert machine.entries()["new"].attrs["netid"] == "3"

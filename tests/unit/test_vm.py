@@ -21,7 +21,7 @@ def test_memory_processors_and_internal_are_written_as_r32_reads_them(scratch):
     ("declared", "why"),
     [
         ({"memory": -1}, "memory -1 is less than 0; take more"),
-        ({"vcpus": "0"}, "vcpus 0 is less than 1; take more"),
+        ({"vcpus": "-1"}, "vcpus -1 is less than 0; take more"),
         ({"memory": "much"}, "memory: 'much' is not a whole number"),
         ({"internal": "perhaps"}, "internal: 'perhaps' is neither true nor false"),
     ],

@@ -196,7 +196,7 @@ def test_sizes_are_made_as_declared_grow_later_and_never_shrink(machine, system)
     assert sizes(system, "vm") == {
         "root": 12 * GIB,
         "private": 5 * GIB,
-        "volatile": 12 * GIB + 3 * GIB // 2,
+        "volatile": 10 * GIB + 3 * GIB // 2,
     }
     for smaller in ("1GiB", "5GiB"):
         assert system.vm_diff("vm", volumes={"private": smaller}) == {}
