@@ -177,7 +177,7 @@ class Checking:
             )
         pool = self.pool_of(vm)
         sizes = self._check_images(vm, pool, [])
-        self.check_growth(pool)
+        self.check_growth(pool, vm.klass.subdir)
         self._check_all_halted(vm, ("private",))  # those that run on it keep what they have open
         return vm, pool, sizes
 
@@ -213,7 +213,7 @@ class Checking:
         unchanged = "volatile" in there and not vm.based
         if unchanged and not pool.revisions_to_keep:
             return vm, pool, {}
-        self.check_growth(pool)
+        self.check_growth(pool, vm.klass.subdir)
         self._check_all_halted(vm)
         if unchanged:
             return vm, pool, {}

@@ -83,7 +83,7 @@ class Cloning:
         self._plan_copies(plan, source, sizes)
         self._check_copied(plan)
         plan.attrs = clone_attrs(source, self.registry())
-        self.check_growth(place, self._needed(plan))
+        self.check_growth(place, vm.klass.subdir, self._needed(plan))
         self._check_new_vm(vm)
         build.check_vacant(place, vm)
         self.registry().unused("qid")

@@ -49,7 +49,7 @@ class Comparing:
         if "root" in sizes and "root" not in vm.images:
             raise self._root_is_templates(vm.name, template or vm.template)
         if small:
-            self.check_growth(self.get_pool(pool) if moves else place)
+            self.check_growth(self.get_pool(pool) if moves else place, vm.klass.subdir)
             if not left:
                 self._check_grow(place, vm, small)
             old = {volume: there[volume][0] for volume in small}

@@ -128,7 +128,8 @@ class Moving:
         self._check_apart(source, target)
         self._check_all_halted(vm)
         self._check_writable(vm, source)
-        self.check_growth(target, self._to_copy(vm, source, target, keep))
+        needed = self._to_copy(vm, source, target, keep)
+        self.check_growth(target, vm.klass.subdir, needed)
         self._check_new_vm(moved)
         build.check_vacant(target, moved)
         if not mending.unfinished(source, vm):  # else its files may lie in two places, till then
@@ -146,7 +147,7 @@ class Moving:
         fd = source.open_vm(vm)
         if fd is None:
             return 0
-        with files.closing(fd), files.closing(target.open()) as there:
+        with files.closing(fd), files.closing(target.open_subdir(vm.klass.subdir)) as there:
             near = mounts.mount_of(fd) == mounts.mount_of(there)
             links = near and self._links(source, target) and not keep
             if image.device(fd) == image.device(there) and (links or image.shares_blocks(there)):

@@ -165,7 +165,7 @@ class Planning:
         plan.has_kernel, kernels = self._kernels(vm, registry)
         if "root" in vm.images and not kind.is_hvm:
             plan.kernels = kernels
-        self.check_growth(place, self._needed(plan))
+        self.check_growth(place, kind.subdir, self._needed(plan))
         self._check_new_vm(vm)
         build.check_vacant(place, vm)
         registry.unused("qid")
@@ -297,7 +297,7 @@ class Planning:
     def _needed(self, plan):
         """How many bytes the copies of a plan take, 0 for what shares blocks or is linked."""
         needed = 0
-        with files.closing(plan.pool.open()) as fd:
+        with files.closing(plan.pool.open_subdir(plan.vm.klass.subdir)) as fd:
             here = image.device(fd) if image.shares_blocks(fd) else None
         for wanted in plan.images:
             if wanted.source:

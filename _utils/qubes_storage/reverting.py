@@ -80,7 +80,7 @@ class Reverting:
             found = revisions.choose(
                 pool.revisions(fd, IMAGES[volume]), revision, f"VM {name}: volume {volume}"
             )
-        self.check_growth(pool)
+        self.check_growth(pool, vm.klass.subdir)
         self._check_all_halted(vm, ("private",) if vm.klass.is_template else None)
         return vm, pool, found
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 
-from qubes_storage import build, files, guards, image, mending, owning
+from qubes_storage import build, files, guards, image, mending, mounts, owning
 from qubes_storage.blame import of_driver
 from qubes_storage.cloning import Cloning
 from qubes_storage.comparing import Comparing
@@ -261,15 +261,24 @@ class VMs(Planning, Comparing, Cloning):
                 " and try again"
             ) from err
 
-    def check_growth(self, pool, needed=0):
-        """Refuse to make or grow anything where a guard of the pool forbids it."""
+    def check_growth(self, pool, subdir, needed=0):
+        """Refuse to make or grow a VM's images where a guard of the pool forbids it."""
         kept = self.guards(pool.name)
         guards.check_mount(self.root, pool.name, kept)
         self.check_disk(pool)
         if needed or kept.get("min_free"):
-            with of_driver(pool, "usage"):
-                free = pool.usage()["free"]
-            guards.check_free(pool.name, kept, free, needed, pool.dir_path)
+            path, free = self._free(pool, subdir)
+            guards.check_free(pool.name, kept, free, needed, path)
+
+    @staticmethod
+    def _free(pool, subdir):
+        """Where a VM's images lie, and how many bytes are free there."""
+        with files.closing(pool.open()) as top, files.closing(pool.open_subdir(subdir)) as fd:
+            if mounts.mount_of(top) != mounts.mount_of(fd):  # a disk of the class's own
+                found = os.fstatvfs(fd)
+                return os.path.join(pool.dir_path, subdir), found.f_bavail * found.f_frsize
+        with of_driver(pool, "usage"):
+            return pool.dir_path, pool.usage()["free"]
 
 
 def _paths(fd, volume):

@@ -310,3 +310,24 @@ def test_what_a_package_installed_is_not_deleted_but_forgotten(machine):
     refused(machine, why, lambda: system.remove_vm("shipped", purge=True))
     assert "removed" in system.remove_vm("shipped", keep=True)
     assert machine.path(f"{LIB}/appvms/shipped/private.img").exists()
+
+
+@root_only
+def test_free_space_is_that_of_a_class_directory_with_a_disk_of_its_own(machine):
+    """On a small disk what does not fit is refused; on a large one what fits is not."""
+    system = machine.connect()
+    place = machine.path(f"{LIB}/appvms")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=2770", "none", place], check=True)
+    try:
+        system.create_vm("work")
+        with open(machine.path(f"{VMDIR}/private.img"), "r+b") as file:
+            file.write(b"x" * (40 << 20))
+        why = f"pool default: 2.*MiB are free in {LIB}/appvms, 40.* are needed; free some space"
+        refused(machine, why, lambda: system.clone_vm("work", "copy"))
+        system.set_pool("default", min_free="100MiB")
+        why = f"pool default: 2.*MiB are free in {LIB}/appvms, 4.0 KiB are needed and min_free"
+        refused(machine, why, lambda: system.create_vm("new"))
+        system.set_pool("default", min_free="1MiB")
+        assert system.create_vm("new")
+    finally:
+        subprocess.run(["umount", place], check=True)
