@@ -21,6 +21,8 @@ from qubes_storage.sources import Files, Sources
 from qubes_storage.values import shown
 from qubes_storage.vm import KLASSES, VM
 
+_NETVMS = "default_netvm", "default_fw_netvm"  # the latter is that of ProxyVMs
+
 
 def connect_as(option, run=None):
     """
@@ -221,7 +223,21 @@ class _Local(_Then, Files, system.System):
         return [there.get(name) or VM(name, KLASSES["AppVM"], pool=pool) for name in names]
 
     def _users(self, found, vm, word):
-        return self._keeping(super()._users(found, vm, word), word, vm.name)
+        users = set(super()._users(found, vm, word))
+        if word == "NetVM":
+            users |= self._following(found, vm)
+        return self._keeping(users, word, vm.name)
+
+    def _following(self, found, vm):
+        """The new VMs of the run that will be connected to a VM because it is the default."""
+        own = found.by_name.get(vm.name)
+        new = {name: self.run.klass(name) for name in self.run.vms() - set(found.by_name)}
+        defaults = {key: own and found.by_qid(found.get(key)) is own for key in _NETVMS}
+        return {
+            name
+            for name, klass in new.items()
+            if klass != "NetVM" and defaults[_NETVMS[1] if klass == "ProxyVM" else _NETVMS[0]]
+        }
 
     def _keeping(self, users, key, used):
         then = [name for name in users if not self.run.leaves(name, key, used)]

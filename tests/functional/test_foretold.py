@@ -141,6 +141,18 @@ def test_what_goes_is_refused_for_the_vms_that_the_run_has_use_it(foretold, stat
     assert "is the template of later, work;" in told["t2"]
 
 
+@pytest.mark.parametrize(("klass", "stays"), [("AppVM", True), ("NetVM", False)])
+def test_the_default_netvm_is_used_by_the_new_vms_of_the_run(
+    foretold, states, there, root, klass, stays
+):
+    states.qubes_vm.present("fw", klass="ProxyVM")
+    path = root / REGISTRY
+    path.write_text(path.read_text().replace('default_netvm="True"', 'default_netvm="False"'))
+    new = ("qubes_vm.present", "new", {"klass": klass})
+    told = foretold(new, ("qubes_vm.absent", "fw", PURGE))
+    assert ("is the NetVM of new" in told["fw"]) is stays
+
+
 def test_a_pool_changes_its_place_once_its_vms_have_left_it(foretold, there):
     told = foretold(
         ("qubes_vm.absent", "work", PURGE), ("qubes_pool.present", "a", {"dir_path": "/opt/new"})
