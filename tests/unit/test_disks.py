@@ -93,3 +93,18 @@ def test_a_vm_that_a_package_installed_is_not_renamed_however_that_is_written(sc
     )
     with pytest.raises(StoragePoolException, match="installed by RPM"):
         machine.connect().rename_vm("work", "new")
+
+
+@pytest.mark.parametrize(
+    ("drive", "kind", "read_only"),
+    [("disk:dom0:/a", "disk", False), ("hd::/a", "disk", False), ("cdrom::/a", "cdrom", True)],
+)
+def test_a_drive_is_written_as_r32_reads_one(scratch, drive, kind, read_only):
+    machine = scratch()
+    machine.elements.append(element("QubesHVm", "hvm", 5, drive=drive, template_qid="none"))
+    machine.write_registry()
+    found = machine.connect().disks("hvm")["otherdevs"]
+    assert f"device='{kind}'" in found
+    assert "<source dev='/a'/>" in found
+    assert ("<readonly/>" in found) is read_only
+    assert "backenddomain" not in found
