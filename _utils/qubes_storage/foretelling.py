@@ -200,6 +200,8 @@ class _Local(_Then, Files, system.System):
 
     def comes(self, kind, what, used=None):
         """Whether states before this one mend what ``waits_for`` of an error tells of."""
+        if kind == "left":
+            return bool(self.run.of("VM", what))
         return ((kind, what) == ("pool", "default") and self._makes()) or super().comes(
             kind, what, used
         )
@@ -272,7 +274,7 @@ def _words(waits_for, template):
     users = [what for _, what, *used in waits_for if used]
     if users:
         return f"{shown(users)} to leave it"
-    words = {"path": "", "file": "", "mount": "", "pool": "pool ", "VM": "VM "}
+    words = {"path": "", "file": "", "mount": "", "pool": "pool ", "VM": "VM ", "left": "VM "}
     templates = {template: f"template {template}", None: "a default template"}
     return " and ".join(
         templates[what] if kind == "VM" and what in templates else f"{words[kind]}{what}"

@@ -163,9 +163,11 @@ class Removal:
         for klass in self.places():
             for name in mending.marked(pool, klass.subdir):
                 for path in mending.unfinished(pool, VM(name, klass, pool=pool_name), False):
+                    verb = "set" if self.find_vm(name) else "remove"
                     raise StoragePoolException(
-                        f"pool {pool_name}: {path} is left by a run that died; remove VM {name}"
-                        f" from {pool_name} first, or run again what was to make it"
+                        f"pool {pool_name}: {path} is left by a run that died; qubes_vm.{verb}"
+                        f" {name} mends that",
+                        waits_for=[("left", name)],
                     )
 
     def _clear_leftovers(self, name):

@@ -153,6 +153,25 @@ def test_the_default_netvm_is_used_by_the_new_vms_of_the_run(
     assert ("is the NetVM of new" in told["fw"]) is stays
 
 
+@pytest.mark.parametrize(
+    "verb", [("qubes_vm.absent", "copy", {}), ("qubes_vm.present", "copy", {})]
+)
+def test_a_pool_waits_for_the_vm_of_which_a_dead_run_left_something_in_it(
+    foretold, there, root, verb
+):
+    (root / "opt/b/appvms/.copy.creating").mkdir(mode=0o700)
+    told = foretold(verb, ("qubes_pool.absent", "b", PURGE))
+    assert told["b"] == "Pool b waits for VM copy"
+
+
+def test_a_pool_stays_while_a_dead_run_has_left_something_in_it(refused_before, there, root):
+    (root / "opt/b/appvms/.copy.creating").mkdir(mode=0o700)
+    why = refused_before(
+        ("qubes_pool.present", "c", {"dir_path": "/opt/c"}), ("qubes_pool.absent", "b", {})
+    )
+    assert "/opt/b/appvms/.copy.creating is left by a run that died; qubes_vm.remove copy" in why
+
+
 def test_a_pool_changes_its_place_once_its_vms_have_left_it(foretold, there):
     told = foretold(
         ("qubes_vm.absent", "work", PURGE), ("qubes_pool.present", "a", {"dir_path": "/opt/new"})

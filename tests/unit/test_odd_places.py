@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from qubes_storage import StoragePoolException, guards, mending, registry
+from qubes_storage import StoragePoolException, guards, markers, mending, registry
 
 from tests.r32.machine import GIB, LIB, element
 from tests.unit.test_image import mount
@@ -274,7 +274,7 @@ def test_a_pool_stays_while_what_a_dead_run_left_is_in_it(machine):
     system = machine.connect()
     system.create_vm("work")
     killed(lambda: system.clone_vm("work", "copy", "foo"), registry, "save")
-    why = "pool foo: /mnt/foo/appvms/.copy.creating is left by a run that died; remove VM copy"
+    why = "pool foo: /mnt/foo/appvms/.copy.creating is left by a run that died; .*remove copy mends"
     refused(machine, why, lambda: machine.connect().remove_pool("foo"))
     assert machine.connect().remove_vm("copy")
     assert "removed" in machine.connect().remove_pool("foo")
@@ -331,3 +331,14 @@ def test_free_space_is_that_of_a_class_directory_with_a_disk_of_its_own(machine)
         assert system.create_vm("new")
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def test_a_pool_that_a_vm_was_leaving_stays_until_that_is_finished(machine):
+    system = machine.connect()
+    system.create_vm("work", pool="foo")
+    killed(lambda: system.migrate_vm("work", "default"), markers.Origin, "leave")
+    why = "pool foo: /mnt/foo/appvms/.work.moving is left by a run that died; .*set work mends"
+    refused(machine, why, lambda: machine.connect().remove_pool("foo"))
+    assert "unfinished" in machine.connect().set_vm("work")
+    assert "removed" in machine.connect().remove_pool("foo")
+    assert os.listdir(machine.path("/mnt/foo/appvms")) == []
