@@ -142,11 +142,11 @@ def resize(path, size):
         before = os.fstat(fd).st_size
         if size > before:
             os.ftruncate(fd, size)
-            try:
-                os.fsync(fd)
-            except OSError:
-                os.ftruncate(fd, before)  # nobody has been told of the new part
-                raise
+        try:
+            os.fsync(fd)  # also where a dead run has grown it
+        except OSError:
+            os.ftruncate(fd, before)  # nobody has been told of the new part
+            raise
     finally:
         os.close(fd)
 

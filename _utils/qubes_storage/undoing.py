@@ -29,6 +29,7 @@ def undo(root, fd, name, place):
             os.rename(name, name, src_dir_fd=fd, dst_dir_fd=marker)
     os.fsync(fd)  # out of its place on the disk too, before anything of it goes
     trees.remove_tree(fd, creating(name))
+    os.fsync(fd)  # gone, and with it second names of the files, before the other marker goes
     old = open_beside(root, origin.path) if origin else None
     if old is not None:
         mark = moving(os.path.basename(origin.path))
