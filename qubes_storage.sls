@@ -56,7 +56,7 @@ what is absent, so there is no circle.
 {%- endfor %}
 
 {%- for comment in wrong %}
-  {%- do present.update({comment: {"test.fail_without_changes": [{"comment": comment}]}}) %}
+  {%- do present.update({comment: comment}) %}
 {%- endfor %}
 
 {%- set made_of = {} %}
@@ -120,8 +120,7 @@ what is absent, so there is no circle.
       {#- What is wrong may be what was to be made of it. #}
       {%- set comment = "VM " ~ name ~ (" that is absent takes no " ~ unknown | join(", ")
                         if unknown else " stays while the pillar is wrong") %}
-      {%- do gone.vms.update({"VM " ~ name: {"test.fail_without_changes": [
-            {"comment": comment}]}}) %}
+      {%- do gone.vms.update({"VM " ~ name: comment}) %}
     {%- else %}
       {%- do gone.vms.update({"VM " ~ name: {"qubes_vm.absent": [
             {"name": name}, {"purge": config.get("purge", False)},
@@ -132,8 +131,7 @@ what is absent, so there is no circle.
     {%- if unknown %}
       {%- set comment = "VM " ~ name ~ " takes no " ~ unknown | join(", ") ~ "; it takes "
                         ~ vm_keys | join(", ") %}
-      {%- do present.update({"VM " ~ name: {"test.fail_without_changes": [
-            {"comment": comment}]}}) %}
+      {%- do present.update({"VM " ~ name: comment}) %}
     {%- else %}
       {%- set require = [] %}
       {%- set pools = [config.get("pool") or "default"] %}
@@ -181,6 +179,10 @@ what is absent, so there is no circle.
   {%- do present.update({"nothing is declared in pillar qubes_storage": {"test.nop": []}}) %}
 {%- endif %}
 {%- for id, body in present.items() %}
+  {%- if body is string %}
+    {#- What is wrong; in test mode Salt shows no comment of it, but a name. #}
+    {%- set body = {"test.fail_without_changes": [{"name": body}, {"comment": body}]} %}
+  {%- endif %}
 {#- An explicit key, for YAML takes no other that is longer than 1024 characters. #}
 ? {{ id | json }}
 : {{ body | yaml }}

@@ -240,6 +240,13 @@ def test_a_minion_of_which_nothing_is_declared_does_not_fail(apply, root, pillar
     assert [(state.result, state.changes) for state in run.values()] == [(True, {})]
 
 
+def test_what_is_misspelt_is_told_in_test_mode_too(apply, root):
+    run = apply({"vms": {"work": {"tempalte": "x"}, "old": {"absent": True, "puge": 1}}}, test=True)
+    assert {state.result for state in run.values()} == {False}
+    assert "takes no tempalte" in run["VM work"].name
+    assert "takes no puge" in run["VM old"].name
+
+
 @pytest.mark.parametrize(
     ("text", "ident", "comment"),
     [
@@ -255,9 +262,10 @@ def test_a_minion_of_which_nothing_is_declared_does_not_fail(apply, root, pillar
 )
 def test_a_pillar_of_the_wrong_shape_is_a_state_that_says_so(apply, root, text, ident, comment):
     before = snapshot(root)
-    run = apply(yaml.safe_load(text))
-    (wrong,) = [state for name, state in run.items() if name.startswith(ident)]
-    assert wrong.result is False
-    assert comment in wrong.comment
-    assert "Traceback" not in wrong.comment
+    for test in (False, True):
+        run = apply(yaml.safe_load(text), test=test)
+        (wrong,) = [state for name, state in run.items() if name.startswith(ident)]
+        assert wrong.result is False
+        assert comment in f"{wrong.name}: {wrong.comment}"
+        assert "Traceback" not in wrong.comment
     assert snapshot(root) == before
