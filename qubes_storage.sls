@@ -19,15 +19,23 @@ what is absent, so there is no circle.
 {%- set gone = {"vms": {}, "pools": {}} %}
 {%- set wrong = [] %}
 {%- set parts = {"pools": {}, "vms": {}, "default_pools": {}} %}
+{#- As YAML, which is what the pillar is written in. #}
+{%- macro told(value) %}{{ (value | yaml).split() | join(" ") }}{% endmacro %}
+{%- macro cure(value) %}
+  {%- if value is sequence and value is not string and value is not mapping %}; leave out the dashes
+  {%- endif %}
+{%- endmacro %}
 {%- if layout is not mapping %}
-  {%- do wrong.append("pillar qubes_storage is " ~ layout ~ ", not a map of pools and vms") %}
+  {%- do wrong.append("pillar qubes_storage is " ~ told(layout) ~ ", not a map of pools and vms"
+                      ~ cure(layout)) %}
   {%- set layout = {} %}
 {%- endif %}
 {%- for key, part in layout.items() %}
   {%- if key not in parts %}
     {%- do wrong.append("pillar qubes_storage has " ~ key ~ "; it takes pools, vms and default_pools") %}
   {%- elif part is not none and part is not mapping %}
-    {%- do wrong.append("pillar qubes_storage:" ~ key ~ " is " ~ part ~ ", not a map by name") %}
+    {%- do wrong.append("pillar qubes_storage:" ~ key ~ " is " ~ told(part)
+                        ~ ", not a map by name" ~ cure(part)) %}
   {%- elif key == "default_pools" %}
     {%- set unknown = (part or {}).keys() | reject("in", default_keys) | map("string") | sort %}
     {%- if unknown %}
@@ -48,8 +56,8 @@ what is absent, so there is no circle.
         {#- Salt takes the ID for a name that is no text; as text, the modules refuse it. #}
         {%- do parts[key].update({name | string: config or {}}) %}
       {%- else %}
-        {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ " is " ~ config
-                            ~ ", not a map of options") %}
+        {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ " is " ~ told(config)
+                            ~ ", not a map of options" ~ cure(config)) %}
       {%- endif %}
     {%- endfor %}
   {%- endif %}
@@ -92,6 +100,10 @@ what is absent, so there is no circle.
     {%- endfor %}
     {%- do present.update({"pool " ~ name: {"qubes_pool.present": [
           {"name": name}, {"options": config}, {"require": require}]}}) %}
+    {%- for key, value in config.items() if value is iterable and value is not string %}
+      {%- do present.update({"pool " ~ name: "pool " ~ name ~ ": " ~ key ~ " is " ~ told(value)
+            ~ ", no text or number; write each option as a line of the pool" ~ cure(value)}) %}
+    {%- endfor %}
   {%- endif %}
 {%- endfor %}
 
@@ -160,6 +172,11 @@ what is absent, so there is no circle.
         {%- do arguments.append({key: value}) %}
       {%- endfor %}
       {%- do present.update({"VM " ~ name: {"qubes_vm.present": arguments}}) %}
+      {%- set volumes = config.volumes if config.get("volumes") is mapping else {} %}
+      {%- for key, value in (config.items() | list) + (volumes.items() | list) if cure(value) %}
+        {%- do present.update({"VM " ~ name: "VM " ~ name ~ ": " ~ key ~ " is " ~ told(value)
+                               ~ ", no list" ~ cure(value)}) %}
+      {%- endfor %}
     {%- endif %}
   {%- endif %}
 {%- endfor %}
