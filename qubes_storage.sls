@@ -12,6 +12,13 @@ what is absent, so there is no circle.
 #}
 {%- set vm_keys = ["klass", "template", "label", "pool", "volumes", "clone_from", "root_copy_from",
                    "root_move_from", "migrate", "create_only"] %}
+{#- The drivers known here, R3.2's and R4's, and their options; a driver of one's own has others. #}
+{%- set drivers = ["xen", "reflink", "btrfs", "file", "file-reflink", "lvm_thin", "zfs",
+                   "linux-kernel", "callback"] %}
+{%- set pool_keys = ["driver", "class", "require_mount", "min_free", "dir_path",
+                     "revisions_to_keep", "setup_check", "ephemeral_volatile",
+                     "snap_on_start_forensics", "volume_group", "thin_pool", "container",
+                     "conf_id"] %}
 {%- set default_keys = ["default_pool", "default_pool_root", "default_pool_private",
                         "default_pool_volatile", "default_pool_kernel"] %}
 {%- set layout = pillar.get("qubes_storage") or {} %}
@@ -93,6 +100,12 @@ what is absent, so there is no circle.
   {%- if config.get("absent") %}
     {%- do gone.pools.update({"pool " ~ name: {"qubes_pool.absent": [
           {"name": name}, {"purge": config.get("purge", False)}, {"require": leaving}]}}) %}
+    {%- set unknown = config.keys() | map("string") | map("lower")
+                      | reject("in", pool_keys + ["absent", "purge"]) | sort %}
+    {%- if unknown and not config.get("class") and config.get("driver") in [none] + drivers %}
+      {%- do gone.pools.update({"pool " ~ name: "pool " ~ name ~ " that is absent takes no "
+                                                ~ unknown | join(", ")}) %}
+    {%- endif %}
   {%- else %}
     {%- set require = [] %}
     {%- for other in places if places.get(name, "").startswith(places[other] ~ "/") %}

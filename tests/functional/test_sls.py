@@ -10,6 +10,7 @@ from salt.exceptions import SaltInvocationError
 
 from tests.conftest import TREE
 from tests.functional.conftest import snapshot
+from tests.r4.model import DRIVERS
 
 VMS = "var/lib/qubes/appvms"
 
@@ -148,6 +149,28 @@ def test_what_is_misspelt_beside_absent_is_told_and_nothing_goes(apply, root, ol
     assert run["VM old"].result is False
     assert "takes no puge" in run["VM old"].comment
     assert snapshot(root) == before
+    run = apply({"pools": {"spare": {"absent": True, "driver": "xen", "prge": True}}})
+    assert run["pool spare"].result is False
+    assert run["pool spare"].comment == "pool spare that is absent takes no prge"
+    assert snapshot(root) == before
+
+
+def test_what_is_declared_of_a_pool_may_stay_beside_absent(apply, root, old):
+    gone = {"absent": True, "purge": True}
+    pools = {
+        "spare": {"dir_path": "/opt/spare", "Driver": "xen", "min_free": None, **gone},
+        "never": {"driver": "mine", "stripes": 4, **gone},
+        "nowhere": {"class": "some.where.Pool", "stripes": 4, **gone},
+    }
+    assert {state.result for state in apply({"pools": pools}).values()} == {True}
+    assert not (root / "opt/spare").exists()
+
+
+def test_the_options_of_each_driver_may_stay_beside_absent(modules):
+    sls = (TREE / "qubes_storage.sls").read_text()
+    ours = modules.qubes_pool.drivers()
+    for driver, options in [*DRIVERS.items(), *((name, ours[name]["options"]) for name in ours)]:
+        assert not [word for word in (driver, *options) if f'"{word}"' not in sls]
 
 
 def test_a_registry_that_cannot_be_read_is_an_error_of_each_vm_alone(apply, root, old):
