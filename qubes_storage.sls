@@ -53,9 +53,16 @@ what is absent, so there is no circle.
     {%- endif %}
   {%- else %}
     {%- for name, config in (part or {}).items() %}
-      {%- if config is mapping and config.get("absent") not in [none, true, false] %}
-        {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ ":absent is "
-                            ~ config.absent ~ ", neither true nor false") %}
+      {%- set flags = ["absent", "purge"] + (["migrate", "create_only"] if key == "vms" else []) %}
+      {%- set neither = [] %}
+      {%- for flag in (flags if config is mapping else [])
+            if config.get(flag) not in [none, true, false] %}
+        {%- do neither.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ ":" ~ flag ~ " is "
+                              ~ told(config[flag]) ~ ", neither true nor false"
+                              ~ ("; write it without quotes" if config[flag] is string else "")) %}
+      {%- endfor %}
+      {%- if neither %}
+        {%- do wrong.extend(neither) %}
       {%- elif config is none or config is mapping %}
         {%- if config is mapping and "absent" in config and not config.absent %}
           {%- set config = dict(config.items() | rejectattr("0", "in", ["absent", "purge"])) %}

@@ -288,6 +288,10 @@ def test_what_is_misspelt_is_told_in_test_mode_too(apply, root):
         ("{pools: {ssd: {options: {a: b}}}}", "pool ssd", "options is {a: b}, no text or number; "),
         ("{pools: {ssd: {dir_path: [/a]}}}", "pool ssd", "a line of the pool; leave out the dash"),
         ("{vms: {work: {template: 5}}}", "VM work", "put it in quotes"),
+        ("{vms: {work: {absent: 'true'}}}", "", ":absent is 'true', neither true nor false; write"),
+        ("{vms: {work: {create_only: 'yes'}}}", "", "create_only is 'yes', neither true nor"),
+        ("{pools: {ssd: {absent: true, purge: 'no'}}}", "", "without quotes"),
+        ("{vms: {work: {migrate: [1]}}}", "", "migrate is [1], neither true nor false"),
     ],
 )
 def test_a_pillar_of_the_wrong_shape_is_a_state_that_says_so(apply, root, text, ident, comment):
