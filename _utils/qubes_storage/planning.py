@@ -113,12 +113,16 @@ class Planning:
     def _template(self, name, klass, template):
         """The template VM that a class can run on."""
         found = self._source(name, template)
-        if found.klass.name != klass.based_on:
-            raise InvalidInput(
-                f"VM {name}: {template} is of class {found.klass.name}; {klass.name} runs on"
-                f" {klass.based_on}"
-            )
+        self._check_runs_on(name, klass, found)
         return found
+
+    @staticmethod
+    def _check_runs_on(name, klass, template):
+        if template.klass.name != klass.based_on:
+            raise InvalidInput(
+                f"VM {name}: {template.name} is of class {template.klass.name}; {klass.name} runs"
+                f" on {klass.based_on}"
+            )
 
     def _source(self, name, template):
         found = self.find_vm(template)
