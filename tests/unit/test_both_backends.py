@@ -163,3 +163,10 @@ def test_what_a_backend_cannot_do_names_the_backend_and_the_way_there(there):
         with pytest.raises(NotSupported, match=f"backend {there.name} has no such thing: .{{20,}}"):
             verb(there.system)
     assert isinstance(there.system.list_vms(), dict)
+
+
+def test_what_is_asked_of_default_pools_is_told_of_them(there):
+    if there.name == "local":
+        for verb in ("default_pools", "default_pools_diff", "set_default_pools"):
+            with pytest.raises(NotSupported, match="^default pools: backend local has no such"):
+                getattr(there.system, verb)()
