@@ -131,7 +131,7 @@ def test_what_is_null_of_a_volume_is_not_declared(there):
 
 @pytest.mark.parametrize("word", ["klass", "template", "pool", "clone_from", "root_copy_from"])
 def test_a_word_that_is_empty_is_told(there, word):
-    with pytest.raises(InvalidInput, match=f"VM 'new': the {word} is empty"):
+    with pytest.raises(InvalidInput, match=f"VM new: the {word} is empty"):
         there.system.vm_diff("new", **{word: ""})
     with pytest.raises(InvalidInput, match="VM '': the name is empty"):
         there.system.vm_info("")
