@@ -248,3 +248,9 @@ def test_who_grows_a_vm_that_is_not_there_makes_nothing(root):
     with pytest.raises(StoragePoolException, match="VM work: is not in qubes.xml"):
         qubes_storage.connect(str(root)).resize_vm("work", "private", "3GiB")
     assert not os.listdir(root / "var/lib/qubes")
+
+
+@pytest.mark.parametrize("klass", [None, "AdminVM", "AppVM"])
+def test_dom0_is_refused_whatever_class_is_declared(machine, klass):
+    with pytest.raises(InvalidInput, match="VM dom0: is not made of images; declare other VMs"):
+        machine.connect().vm_diff("dom0", klass=klass)
