@@ -65,9 +65,9 @@ def test_workstation_has_its_vms_where_and_as_large_as_declared(machine):
         "windows": "HVM",
     }
     work = machine.call("qubes_vm.info", "work")
-    assert work["dir_path"] == "/opt/qubes-vm/appvms/work"
+    assert work["dir_path"] == "/opt/ssd/appvms/work"
     assert work["volumes"]["private"]["size"] == 20 * 1024**3
-    private = machine.root / "opt/qubes-vm/appvms/work/private.img"
+    private = machine.root / "opt/ssd/appvms/work/private.img"
     assert private.stat().st_size == 20 * 1024**3
     assert private.stat().st_blocks == 0
 
