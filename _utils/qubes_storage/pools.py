@@ -248,12 +248,15 @@ class Pools(Placing):
 
     def _write(self, name, declared, exists):
         self._check_exists(name, exists)
-        self._diff(name, declared, True)  # before the lock, which would make a missing qubes.xml
+        # Before the lock, which would make a missing qubes.xml, and the directory of it.
+        lacking = self._diff(name, declared, True)[0].get("directories")
         with self.locked("pool", name):
             self._check_exists(name, exists)
             changes, options = self._diff(name, declared, True)
             if not changes:
                 return changes
+            if "directories" in changes:
+                changes["directories"] = lacking or changes["directories"]
             pool = declared_pool(name, self._after(name, options), self.root)
             guarded = {k: v for k, v in declared.guards.items() if k in changes}
             if not exists:
