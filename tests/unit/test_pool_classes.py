@@ -40,6 +40,17 @@ def test_a_class_that_is_no_pool_of_ours_is_a_problem_and_can_be_declared(machin
     assert system.set_pool("foreign", min_free="1GiB") == {}
 
 
+@pytest.mark.parametrize("name", ["new", "foreign"])
+def test_a_class_that_is_a_module_is_refused(machine, name):
+    system = machine.connect()
+    before = machine.tree()
+    verb = system.set_pool if name == "foreign" else system.add_pool
+    for declare in (system.pool_diff, verb):
+        with pytest.raises(InvalidInput, match=f"pool {name}: class os.path is no class; write"):
+            declare(name, **{"class": "os.path"})
+    assert machine.tree() == before
+
+
 def test_a_value_that_somebody_wrote_wrong_is_mended(machine):
     system = machine.connect()
     assert any("revisions_to_keep" in p for p in system.pool_info("ref")["problems"])
