@@ -73,10 +73,9 @@ class Pools(Placing):
             "problems": [*foreign(name, config), *guards.check_values(name, self.guards(name))],
         }
         try:
-            if word in config and not is_pool(pool_class(name, config)):
-                found["problems"].append(
-                    f"{word} {config[word]} is no qubes_storage.Pool: it can hold no VM here"
-                )
+            strange = self._none_of_ours(name, config)
+            if strange:
+                found["problems"] += strange
                 return found
             pool = self.get_pool(name)
             found["dir_path"] = pool.dir_path
@@ -129,9 +128,16 @@ class Pools(Placing):
     def pool_notes(
         self, name, driver=None, options=None, require_mount=None, min_free=None, **config
     ):
-        """What R3.2's own tools cannot do with a pool as declared, as sentences."""
+        """What R3.2's own tools, or these, cannot do with a pool as declared, as sentences."""
         declared = Declared(name, driver, options, require_mount, min_free, config)
-        return foreign(name, self._after(name, declared.options))
+        after = self._after(name, declared.options)
+        return [*foreign(name, after), *self._none_of_ours(name, after)]
+
+    @staticmethod
+    def _none_of_ours(name, config):
+        if not {"driver", "class"} & set(config) or is_pool(pool_class(name, config)):
+            return []
+        return [f"{what_is(config)} is no qubes_storage.Pool: it can hold no VM here"]
 
     @looking
     def _diff(self, name, declared, try_out=False):

@@ -35,6 +35,8 @@ def test_a_class_that_is_no_pool_of_ours_is_a_problem_and_can_be_declared(machin
     before = machine.tree()
     assert system.pool_diff("foreign", **{"class": "io.StringIO"}) == {}
     assert machine.tree() == before
+    assert set(system.pool_notes("foreign")) <= set(problems)
+    assert "can hold no VM here" in system.pool_notes("new", **{"class": "io.StringIO"})[-1]
     changes = system.set_pool("foreign", min_free="1GiB")
     assert changes == {"min_free": {"old": None, "new": "1GiB"}}
     assert system.set_pool("foreign", min_free="1GiB") == {}
