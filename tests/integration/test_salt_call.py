@@ -168,7 +168,7 @@ def test_pillar_order_does_not_matter_and_absent_goes_last(machine, tmp_path):
     ("text", "ident", "comment"),
     [
         ("qubes_storage: {pools: {true: {}}}", "pool True", "R3.2 reads such a name"),
-        ("qubes_storage: {pools: {ssd: {dir_path: [/x]}}}", "pool ssd", "is a list"),
+        ("qubes_storage: {pools: {ssd: {dir_path: [/x]}}}", "pool ssd", "no text or number"),
     ],
 )
 def test_a_pillar_of_the_wrong_shape_is_a_state_that_says_so(
