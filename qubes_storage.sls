@@ -12,6 +12,13 @@ what is absent, so there is no circle.
 #}
 {%- set vm_keys = ["klass", "template", "label", "pool", "volumes", "clone_from", "root_copy_from",
                    "root_move_from", "migrate", "create_only"] %}
+{#- The drivers known here, R3.2's and R4's, and their options; a driver of one's own has others. #}
+{%- set drivers = ["xen", "reflink", "btrfs", "file", "file-reflink", "lvm_thin", "zfs",
+                   "linux-kernel", "callback"] %}
+{%- set pool_keys = ["driver", "class", "require_mount", "min_free", "dir_path",
+                     "revisions_to_keep", "setup_check", "ephemeral_volatile",
+                     "snap_on_start_forensics", "volume_group", "thin_pool", "container",
+                     "conf_id"] %}
 {%- set default_keys = ["default_pool", "default_pool_root", "default_pool_private",
                         "default_pool_volatile", "default_pool_kernel"] %}
 {%- set layout = pillar.get("qubes_storage") or {} %}
@@ -19,15 +26,23 @@ what is absent, so there is no circle.
 {%- set gone = {"vms": {}, "pools": {}} %}
 {%- set wrong = [] %}
 {%- set parts = {"pools": {}, "vms": {}, "default_pools": {}} %}
+{#- As YAML, which is what the pillar is written in. #}
+{%- macro told(value) %}{{ (value | yaml).split() | join(" ") }}{% endmacro %}
+{%- macro cure(value) %}
+  {%- if value is sequence and value is not string and value is not mapping %}; leave out the dashes
+  {%- endif %}
+{%- endmacro %}
 {%- if layout is not mapping %}
-  {%- do wrong.append("pillar qubes_storage is " ~ layout ~ ", not a map of pools and vms") %}
+  {%- do wrong.append("pillar qubes_storage is " ~ told(layout) ~ ", not a map of pools and vms"
+                      ~ cure(layout)) %}
   {%- set layout = {} %}
 {%- endif %}
 {%- for key, part in layout.items() %}
   {%- if key not in parts %}
     {%- do wrong.append("pillar qubes_storage has " ~ key ~ "; it takes pools, vms and default_pools") %}
   {%- elif part is not none and part is not mapping %}
-    {%- do wrong.append("pillar qubes_storage:" ~ key ~ " is " ~ part ~ ", not a map by name") %}
+    {%- do wrong.append("pillar qubes_storage:" ~ key ~ " is " ~ told(part)
+                        ~ ", not a map by name" ~ cure(part)) %}
   {%- elif key == "default_pools" %}
     {%- set unknown = (part or {}).keys() | reject("in", default_keys) | map("string") | sort %}
     {%- if unknown %}
@@ -38,9 +53,16 @@ what is absent, so there is no circle.
     {%- endif %}
   {%- else %}
     {%- for name, config in (part or {}).items() %}
-      {%- if config is mapping and config.get("absent") not in [none, true, false] %}
-        {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ ":absent is "
-                            ~ config.absent ~ ", neither true nor false") %}
+      {%- set flags = ["absent", "purge"] + (["migrate", "create_only"] if key == "vms" else []) %}
+      {%- set neither = [] %}
+      {%- for flag in (flags if config is mapping else [])
+            if config.get(flag) not in [none, true, false] %}
+        {%- do neither.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ ":" ~ flag ~ " is "
+                              ~ told(config[flag]) ~ ", neither true nor false"
+                              ~ ("; write it without quotes" if config[flag] is string else "")) %}
+      {%- endfor %}
+      {%- if neither %}
+        {%- do wrong.extend(neither) %}
       {%- elif config is none or config is mapping %}
         {%- if config is mapping and "absent" in config and not config.absent %}
           {%- set config = dict(config.items() | rejectattr("0", "in", ["absent", "purge"])) %}
@@ -48,15 +70,15 @@ what is absent, so there is no circle.
         {#- Salt takes the ID for a name that is no text; as text, the modules refuse it. #}
         {%- do parts[key].update({name | string: config or {}}) %}
       {%- else %}
-        {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ " is " ~ config
-                            ~ ", not a map of options") %}
+        {%- do wrong.append("pillar qubes_storage:" ~ key ~ ":" ~ name ~ " is " ~ told(config)
+                            ~ ", not a map of options" ~ cure(config)) %}
       {%- endif %}
     {%- endfor %}
   {%- endif %}
 {%- endfor %}
 
 {%- for comment in wrong %}
-  {%- do present.update({comment: {"test.fail_without_changes": [{"comment": comment}]}}) %}
+  {%- do present.update({comment: comment}) %}
 {%- endfor %}
 
 {%- set made_of = {} %}
@@ -85,6 +107,12 @@ what is absent, so there is no circle.
   {%- if config.get("absent") %}
     {%- do gone.pools.update({"pool " ~ name: {"qubes_pool.absent": [
           {"name": name}, {"purge": config.get("purge", False)}, {"require": leaving}]}}) %}
+    {%- set unknown = config.keys() | map("string") | map("lower")
+                      | reject("in", pool_keys + ["absent", "purge"]) | sort %}
+    {%- if unknown and not config.get("class") and config.get("driver") in [none] + drivers %}
+      {%- do gone.pools.update({"pool " ~ name: "pool " ~ name ~ " that is absent takes no "
+                                                ~ unknown | join(", ")}) %}
+    {%- endif %}
   {%- else %}
     {%- set require = [] %}
     {%- for other in places if places.get(name, "").startswith(places[other] ~ "/") %}
@@ -92,6 +120,10 @@ what is absent, so there is no circle.
     {%- endfor %}
     {%- do present.update({"pool " ~ name: {"qubes_pool.present": [
           {"name": name}, {"options": config}, {"require": require}]}}) %}
+    {%- for key, value in config.items() if value is iterable and value is not string %}
+      {%- do present.update({"pool " ~ name: "pool " ~ name ~ ": " ~ key ~ " is " ~ told(value)
+            ~ ", no text or number; write each option as a line of the pool" ~ cure(value)}) %}
+    {%- endfor %}
   {%- endif %}
 {%- endfor %}
 
@@ -120,8 +152,7 @@ what is absent, so there is no circle.
       {#- What is wrong may be what was to be made of it. #}
       {%- set comment = "VM " ~ name ~ (" that is absent takes no " ~ unknown | join(", ")
                         if unknown else " stays while the pillar is wrong") %}
-      {%- do gone.vms.update({"VM " ~ name: {"test.fail_without_changes": [
-            {"comment": comment}]}}) %}
+      {%- do gone.vms.update({"VM " ~ name: comment}) %}
     {%- else %}
       {%- do gone.vms.update({"VM " ~ name: {"qubes_vm.absent": [
             {"name": name}, {"purge": config.get("purge", False)},
@@ -132,8 +163,7 @@ what is absent, so there is no circle.
     {%- if unknown %}
       {%- set comment = "VM " ~ name ~ " takes no " ~ unknown | join(", ") ~ "; it takes "
                         ~ vm_keys | join(", ") %}
-      {%- do present.update({"VM " ~ name: {"test.fail_without_changes": [
-            {"comment": comment}]}}) %}
+      {%- do present.update({"VM " ~ name: comment}) %}
     {%- else %}
       {%- set require = [] %}
       {%- set pools = [config.get("pool") or "default"] %}
@@ -162,6 +192,11 @@ what is absent, so there is no circle.
         {%- do arguments.append({key: value}) %}
       {%- endfor %}
       {%- do present.update({"VM " ~ name: {"qubes_vm.present": arguments}}) %}
+      {%- set volumes = config.volumes if config.get("volumes") is mapping else {} %}
+      {%- for key, value in (config.items() | list) + (volumes.items() | list) if cure(value) %}
+        {%- do present.update({"VM " ~ name: "VM " ~ name ~ ": " ~ key ~ " is " ~ told(value)
+                               ~ ", no list" ~ cure(value)}) %}
+      {%- endfor %}
     {%- endif %}
   {%- endif %}
 {%- endfor %}
@@ -181,6 +216,10 @@ what is absent, so there is no circle.
   {%- do present.update({"nothing is declared in pillar qubes_storage": {"test.nop": []}}) %}
 {%- endif %}
 {%- for id, body in present.items() %}
+  {%- if body is string %}
+    {#- What is wrong; in test mode Salt shows no comment of it, but a name. #}
+    {%- set body = {"test.fail_without_changes": [{"name": body}, {"comment": body}]} %}
+  {%- endif %}
 {#- An explicit key, for YAML takes no other that is longer than 1024 characters. #}
 ? {{ id | json }}
 : {{ body | yaml }}

@@ -257,9 +257,10 @@ def orphans():
 
 def notes(name, driver=None, options=None, require_mount=None, min_free=None, **config):
     """
-    Return what R3.2's own tools cannot do with a pool as declared, a list of sentences.
+    Return what R3.2's own tools, or these modules, cannot do with a pool as declared, a list of
+    sentences.
 
-    Such a pool is right for these modules: ``qubes_pool.present`` names it in its comment.
+    It can be declared all the same: ``qubes_pool.present`` names them in its comment.
 
     name
         Name of the pool.

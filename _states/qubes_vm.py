@@ -14,7 +14,7 @@ Declare VMs of Qubes OS: where their images lie, and how large they are at least
             - ssd
 """
 
-from qubes_storage import salt_run
+from qubes_storage import salt_run, values
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "qubes_vm"
@@ -74,6 +74,8 @@ def present(
     changes = {}
     try:
         changes = __salt__["qubes_vm.diff"](name, **declared, run=salt_run.handed_over(globals()))
+        if not changes and values.to_flag(create_only, name):  # nothing was compared
+            return {**ret, "comment": f"VM {name} is there and is left as it is (create_only)"}
         if not changes:
             return ret
         verb, done = ("create", "created") if "created" in changes else ("set", "set")

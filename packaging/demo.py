@@ -14,15 +14,21 @@ TREE = pathlib.Path(__file__).resolve().parent.parent
 DEMO = TREE / "demo"
 # What an installed dom0 has before anyone declares a pool; /opt is where the manual's pools go.
 MACHINE = ("etc/qubes", "opt", "mnt", "var/lib")
+# The examples that need more than that, which ./demo cannot have.
+NEEDS = {"external-disk": "a disk at /mnt/backup", "r4": "the daemon of R4"}
 
 
 def _source(example):
-    """The file of an example; the error of one that is no pillar names those that are."""
+    """The file of an example; the error of one that cannot be applied names those that can."""
     files = {path.stem: path for path in (TREE / "pillar-examples").glob("*.sls")}
     pillars = [n for n, path in files.items() if "\nqubes_storage:" in path.read_text()]
-    if example not in pillars:
+    known = ", ".join(sorted(set(pillars) - set(NEEDS)))
+    what = None
+    if example in NEEDS:
+        what = f"needs {NEEDS[example]}, which ./demo has not"
+    elif example not in pillars:
         what = "is a state file, no pillar" if example in files else "is not there"
-        known = ", ".join(sorted(pillars))
+    if what:
         sys.exit(f"pillar-examples/{example}.sls {what}; EXAMPLE is one of {known}")
     return files[example]
 

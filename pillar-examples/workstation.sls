@@ -6,7 +6,7 @@ qubes_storage:
       driver: xen
     ssd:
       driver: xen
-      dir_path: /opt/qubes-vm
+      dir_path: /opt/ssd
       min_free: 1GiB                     # refuse to create or grow below this
 
   vms:

@@ -43,10 +43,11 @@ def _checked(method, kind):
 def _check(kind, name, found):
     for word in _TEXTS:
         value = found.get(word)
+        who = f"{kind} {name!r}" if word == "name" else f"{kind} {name}"
         if value == "":
-            raise InvalidInput(f"{kind} {name!r}: the {word} is empty; name one or leave it out")
+            raise InvalidInput(f"{who}: the {word} is empty; name one or leave it out")
         if value is not None or (word == "name" and word in found):
-            _check_text(value, f"{kind} {name!r}: {word}")
+            _check_text(value, f"{who}: {word}")
     for word in _FLAGS:
         if word in found:
             found[word] = to_flag(found[word], f"{kind} {name}: {word}")

@@ -250,15 +250,20 @@ def _reset(system, args):
 
 
 def _verify(system, args):
-    problems = {name: system.verify_vm(name) for name in args.names}
-    for name, vm in {} if args.names else system.list_vms().items():
-        if vm["klass"] != "AdminVM":
-            try:
-                problems[name] = system.verify_vm(name)
-            except StoragePoolException as err:  # the others are told all the same
-                problems[name] = [str(err)]
-    lines = [line for found in problems.values() for line in found]
+    vms = {} if args.names else system.list_vms()
+    problems = {}
+    for name in args.names or [name for name in vms if vms[name]["klass"] != "AdminVM"]:
+        try:
+            problems[name] = system.verify_vm(name)
+        except StoragePoolException as err:  # the others are told all the same
+            problems[name] = [str(err)]
+    lines = [_of_vm(name, line) for name, found in problems.items() for line in found]
     return problems, lines, 1 if lines else 0
+
+
+def _of_vm(name, problem):
+    who = f"VM {name}: "
+    return problem if problem.startswith(who) else f"{who}{problem}"
 
 
 def _orphans(system, _):

@@ -51,17 +51,9 @@ class Cloning:
             pool = source.pool if source else "default"
         self._check_sources(name, clone_from, pool)
         self._check_own_directory(source)
-        if klass not in (None, source.klass.name):
-            raise InvalidInput(
-                f"VM {name}: a clone of {clone_from} is of class {source.klass.name}, not {klass}"
-            )
+        self._check_clone(name, source, klass, template)
         runs_on = source.template
         if template is not None:
-            if not source.based:
-                raise InvalidInput(
-                    f"VM {name}: clone_from and template both say what it is copied from; declare"
-                    " one of them"
-                )
             runs_on = self._template(name, source.klass, template).name
         elif source.based and not runs_on:
             raise StoragePoolException(
@@ -89,6 +81,18 @@ class Cloning:
         self.registry().unused("qid")
         changes = self._created(plan, runs_on, sizes, left)
         return {**changes, "clone_from": {"old": None, "new": clone_from}}, plan
+
+    @staticmethod
+    def _check_clone(name, source, klass, template):
+        if klass not in (None, source.klass.name):
+            raise InvalidInput(
+                f"VM {name}: a clone of {source.name} is of class {source.klass.name}, not {klass}"
+            )
+        if template is not None and not source.based:
+            raise InvalidInput(
+                f"VM {name}: clone_from and template both say what it is copied from; declare"
+                " one of them"
+            )
 
     def _check_sources(self, name, clone_from, pool):
         lacking = []

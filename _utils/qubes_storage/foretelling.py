@@ -151,6 +151,8 @@ class _Local(_Then, Files, system.System):
         except Waits:
             if self.find_vm(name) is None:
                 self.registry().unused("qid")
+            if not self.run.of("VM", name):
+                self.refuse_unfit(name, declared)
             self._check_room(name, declared.get("pool") or "default")
             raise
         except StoragePoolException as err:

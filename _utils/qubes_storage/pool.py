@@ -265,6 +265,10 @@ def make_pool(name, config, root="/"):
 
 def declared_pool(name, config, root="/"):
     """The same; None for a ``class`` that is no Pool, which can be declared and hold no VM."""
+    if not callable(pool_class(name, config)):
+        raise InvalidInput(
+            f"pool {name}: {what_is(config)} is no class; write one such as package.module.Class"
+        )
     if "class" in config and not is_pool(checked(name, config)[0]):
         return None
     return make_pool(name, config, root)

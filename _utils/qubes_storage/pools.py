@@ -20,6 +20,7 @@ from qubes_storage.pool import (
     make_pool,
     pool_class,
     schema,
+    what_is,
 )
 from qubes_storage.values import check_pool_name, normalise
 from qubes_storage.vm import SUBDIRS, VM
@@ -72,10 +73,9 @@ class Pools(Placing):
             "problems": [*foreign(name, config), *guards.check_values(name, self.guards(name))],
         }
         try:
-            if word in config and not is_pool(pool_class(name, config)):
-                found["problems"].append(
-                    f"{word} {config[word]} is no qubes_storage.Pool: it can hold no VM here"
-                )
+            strange = self._none_of_ours(name, config)
+            if strange:
+                found["problems"] += strange
                 return found
             pool = self.get_pool(name)
             found["dir_path"] = pool.dir_path
@@ -128,9 +128,16 @@ class Pools(Placing):
     def pool_notes(
         self, name, driver=None, options=None, require_mount=None, min_free=None, **config
     ):
-        """What R3.2's own tools cannot do with a pool as declared, as sentences."""
+        """What R3.2's own tools, or these, cannot do with a pool as declared, as sentences."""
         declared = Declared(name, driver, options, require_mount, min_free, config)
-        return foreign(name, self._after(name, declared.options))
+        after = self._after(name, declared.options)
+        return [*foreign(name, after), *self._none_of_ours(name, after)]
+
+    @staticmethod
+    def _none_of_ours(name, config):
+        if not {"driver", "class"} & set(config) or is_pool(pool_class(name, config)):
+            return []
+        return [f"{what_is(config)} is no qubes_storage.Pool: it can hold no VM here"]
 
     @looking
     def _diff(self, name, declared, try_out=False):
@@ -187,7 +194,7 @@ class Pools(Placing):
             self._conf(path).edit(name, options)
 
     def _compare(self, name, old, new, declared):
-        types = schema(pool_class(name, new))[0]
+        types, anything, _ = schema(pool_class(name, new))
         before = in_force(name, old or {})
         before.update((k, v) for k, v in (old or {}).items() if k in ("driver", "class"))
         changes, options = {}, {}
@@ -199,6 +206,8 @@ class Pools(Placing):
                 if key in (old or {}):
                     changes[key] = {"old": is_, "new": None}
                     options[key] = None
+                elif not anything and key not in {"driver", "class", *types}:
+                    self._refuse_unknown(name, key, new)
                 continue
             what = f"pool {name}: {key}"
             wanted = normalise(key, value, types.get(key), what)
@@ -206,6 +215,15 @@ class Pools(Placing):
                 changes[key] = {"old": is_, "new": value}
                 options[key] = value
         return changes, options
+
+    @staticmethod
+    def _refuse_unknown(name, key, new):
+        """What is to be removed and not there is misspelt, or of the driver that the pool had."""
+        if not any(key in driver["options"] for driver in describe_drivers().values()):
+            raise InvalidInput(
+                f"pool {name}: {what_is(new)} takes no option {key}, and {CONF} has none to remove;"
+                " leave it out"
+            )
 
     def _with_guards(self, name, old, declared, changes):
         before = self.guards(name) if old is not None else {}
@@ -236,12 +254,15 @@ class Pools(Placing):
 
     def _write(self, name, declared, exists):
         self._check_exists(name, exists)
-        self._diff(name, declared, True)  # before the lock, which would make a missing qubes.xml
+        # Before the lock, which would make a missing qubes.xml, and the directory of it.
+        lacking = self._diff(name, declared, True)[0].get("directories")
         with self.locked("pool", name):
             self._check_exists(name, exists)
             changes, options = self._diff(name, declared, True)
             if not changes:
                 return changes
+            if "directories" in changes:
+                changes["directories"] = lacking or changes["directories"]
             pool = declared_pool(name, self._after(name, options), self.root)
             guarded = {k: v for k, v in declared.guards.items() if k in changes}
             if not exists:

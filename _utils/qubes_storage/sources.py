@@ -5,8 +5,9 @@ import errno
 import os
 
 from qubes_storage.exc import StoragePoolException, Waits
+from qubes_storage.planning import check_volumes
 from qubes_storage.pool import in_force
-from qubes_storage.vm import IMAGES, KLASSES, SUBDIRS
+from qubes_storage.vm import IMAGES, KLASSES, SUBDIRS, VM
 
 _FILES = ("root_copy_from", "root_move_from")
 _NO_MATTER = {"label"}  # of a template, to what is made of it
@@ -72,6 +73,38 @@ class Files(Sources):
             raise StoragePoolException(
                 f"VM {name}: {word} {path}: {os.strerror(errno.ENOENT)}; name an image"
             )
+
+    def refuse_unfit(self, name, declared):
+        """The same: whether the classes of what it is made of fit, and root is its own."""
+        klass, template, source = (declared.get(w) for w in ("klass", "template", "clone_from"))
+        vm = self.find_vm(name)
+        if vm is None and source is not None:
+            vm = self._find_then(source)
+            if vm is None:
+                return
+            self._check_clone(name, vm, klass, template)
+        vm = vm or VM(name, KLASSES[klass or "AppVM"])
+        template = template or vm.template
+        if not vm.klass.based_on or template is None:
+            return
+        runs_on = self._find_then(template)
+        if runs_on:
+            self._check_runs_on(name, vm.klass, runs_on)
+        if "root" in check_volumes(name, declared.get("volumes")):
+            raise self._root_is_templates(name, template)
+
+    def _find_then(self, name):
+        """A VM that is there or will be, as far as it is told; None where there is none."""
+        vm = self.find_vm(name)
+        if vm or name not in self.run.vms():
+            return vm
+        source = self.run.told(name, "clone_from")
+        if source:
+            like = self._find_then(source)
+            return like and VM(name, like.klass, template=like.template, based=like.based)
+        klass = KLASSES[self.run.klass(name)]
+        template = self.run.told(name, "template") if klass.based_on else None
+        return VM(name, klass, template=template, based=not klass.is_hvm and bool(klass.based_on))
 
     def _file(self, name, declared):
         """``(word, path)`` of the file that becomes the root of a new VM."""

@@ -202,7 +202,7 @@ class System(Looking, Pools, Orphans, VMs, Moving, Checking, Reverting, Removal,
 
 def _admin_only(verb, way):
     def refuse(self, *args, **kwargs):
-        raise NotSupported(f"{verb.replace('_', ' ')}: backend local has no such thing: {way}")
+        raise NotSupported(f"default pools: backend local has no such thing: {way}")
 
     refuse.__name__ = verb
     refuse.__doc__ = f"Not on R3.2: {way}."

@@ -744,3 +744,63 @@ def test_of_two_pools_over_one_directory_the_later_one_is_wrong_in_test_mode_too
     told = foretold(*(("qubes_pool.present", name, {"min_free": "1MiB"}) for name in "ab"))
     assert told["a"] == "Pool a would be set"
     assert "is the directory of pool a too" in told["b"]
+
+
+FRESH = [
+    ("qubes_pool.present", "default", {}),
+    ("qubes_vm.present", "t1", {"klass": "TemplateVM"}),
+    ("qubes_vm.present", "s1", {"klass": "StandaloneVM", "template": "t1"}),
+    ("qubes_vm.present", "app", {"template": "t1"}),
+    ("qubes_vm.present", "copy", {"clone_from": "s1"}),
+    ("qubes_vm.present", "app2", {"clone_from": "app"}),
+]
+LARGE = {"volumes": {"root": "30GiB"}}
+
+
+@pytest.mark.parametrize(
+    ("declared", "comment"),
+    [
+        ({"template": "s1"}, "s1 is of class StandaloneVM; AppVM runs on TemplateVM"),
+        ({"klass": "HVM", "template": "t1"}, "t1 is of class TemplateVM; HVM runs on TemplateHVM"),
+        ({"template": "copy"}, "copy is of class StandaloneVM; AppVM runs on TemplateVM"),
+        ({"template": "t1", **LARGE}, "its root is that of its template t1; declare its size"),
+        ({"clone_from": "app2", **LARGE}, "its root is that of its template t1; declare its size"),
+        (
+            {"klass": "StandaloneVM", "clone_from": "t1"},
+            "a clone of t1 is of class TemplateVM, not StandaloneVM",
+        ),
+        (
+            {"klass": "NetVM", "clone_from": "copy"},
+            "a clone of copy is of class StandaloneVM, not NetVM",
+        ),
+        ({"template": "t1", "clone_from": "s1"}, "clone_from and template both say what it is"),
+    ],
+)
+def test_what_does_not_fit_a_vm_that_the_run_makes_is_refused(refused_before, declared, comment):
+    said = refused_before(*FRESH, ("qubes_vm.present", "new", declared))
+    assert said.startswith(f"VM new: {comment}")
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"template": "t1", "klass": "StandaloneVM", **LARGE},
+        {"clone_from": "copy", **LARGE},
+        {"clone_from": "app2", "template": "t1"},
+        {"clone_from": "app2", "klass": "AppVM"},
+        {"klass": "HVM", **LARGE},
+        {},
+    ],
+)
+def test_what_fits_a_vm_that_the_run_makes_waits_for_it(foretold, declared):
+    foretold(*FRESH, ("qubes_vm.present", "new", declared))
+
+
+@pytest.mark.parametrize("name", ["work", "new"])
+def test_a_template_of_another_class_is_refused_though_the_pool_is_to_be_made(
+    refused_before, there, name
+):
+    pool = ("qubes_pool.present", "c", {"dir_path": "/opt/c"})
+    moved = {"pool": "c", "template": "work", "migrate": True}
+    said = refused_before(pool, ("qubes_vm.present", name, moved))
+    assert said == f"VM {name}: work is of class AppVM; AppVM runs on TemplateVM"

@@ -1,5 +1,7 @@
 """States and functions of qubes_pool, through Salt's loader, on real files."""
 
+import shutil
+
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
@@ -152,3 +154,12 @@ def test_qvm_pool_is_an_alias_of_functions_and_states(loaders, dir_path):
     ret = loaders.states["qvm-pool.present"]("ssd", dir_path=dir_path)
     assert ret.result is True
     assert "ssd" in loaders.modules["qvm-pool.list"]()
+
+
+def test_a_directory_that_the_lock_makes_is_told_in_both_modes(states, root, testmode):
+    states.qubes_pool.present("default")
+    shutil.rmtree(root / "var/lib/qubes")
+    ret = states.qubes_pool.present("default", test=testmode)
+    top = "/var/lib/qubes"
+    new = [top, *(f"{top}/{name}" for name in ("appvms", "servicevms", "vm-templates"))]
+    assert {*ret.changes["directories"]["new"]} == {*new}

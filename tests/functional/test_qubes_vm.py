@@ -162,3 +162,14 @@ def test_functions_tell_wrong_asking_from_what_cannot_be_done(modules, template)
     with pytest.raises(CommandExecutionError, match="create it with qubes_vm.create"):
         modules.qubes_vm.set("work", label="red")
     assert modules.qubes_vm.info("work") is None
+
+
+def test_a_vm_that_create_only_leaves_alone_is_not_told_as_declared(states, template, testmode):
+    states.qubes_vm.present("work", klass="StandaloneVM")
+    for create_only, comment in (
+        (True, "VM work is there and is left as it is (create_only)"),
+        ("no", "VM work is as declared"),
+    ):
+        label = "blue" if create_only is True else None
+        ret = states.qubes_vm.present("work", label=label, create_only=create_only, test=testmode)
+        assert (ret.result, ret.changes, ret.comment) == (True, {}, comment)

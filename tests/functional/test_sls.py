@@ -10,6 +10,7 @@ from salt.exceptions import SaltInvocationError
 
 from tests.conftest import TREE
 from tests.functional.conftest import snapshot
+from tests.r4.model import DRIVERS
 
 VMS = "var/lib/qubes/appvms"
 
@@ -148,6 +149,28 @@ def test_what_is_misspelt_beside_absent_is_told_and_nothing_goes(apply, root, ol
     assert run["VM old"].result is False
     assert "takes no puge" in run["VM old"].comment
     assert snapshot(root) == before
+    run = apply({"pools": {"spare": {"absent": True, "driver": "xen", "prge": True}}})
+    assert run["pool spare"].result is False
+    assert run["pool spare"].comment == "pool spare that is absent takes no prge"
+    assert snapshot(root) == before
+
+
+def test_what_is_declared_of_a_pool_may_stay_beside_absent(apply, root, old):
+    gone = {"absent": True, "purge": True}
+    pools = {
+        "spare": {"dir_path": "/opt/spare", "Driver": "xen", "min_free": None, **gone},
+        "never": {"driver": "mine", "stripes": 4, **gone},
+        "nowhere": {"class": "some.where.Pool", "stripes": 4, **gone},
+    }
+    assert {state.result for state in apply({"pools": pools}).values()} == {True}
+    assert not (root / "opt/spare").exists()
+
+
+def test_the_options_of_each_driver_may_stay_beside_absent(modules):
+    sls = (TREE / "qubes_storage.sls").read_text()
+    ours = modules.qubes_pool.drivers()
+    for driver, options in [*DRIVERS.items(), *((name, ours[name]["options"]) for name in ours)]:
+        assert not [word for word in (driver, *options) if f'"{word}"' not in sls]
 
 
 def test_a_registry_that_cannot_be_read_is_an_error_of_each_vm_alone(apply, root, old):
@@ -240,6 +263,13 @@ def test_a_minion_of_which_nothing_is_declared_does_not_fail(apply, root, pillar
     assert [(state.result, state.changes) for state in run.values()] == [(True, {})]
 
 
+def test_what_is_misspelt_is_told_in_test_mode_too(apply, root):
+    run = apply({"vms": {"work": {"tempalte": "x"}, "old": {"absent": True, "puge": 1}}}, test=True)
+    assert {state.result for state in run.values()} == {False}
+    assert "takes no tempalte" in run["VM work"].name
+    assert "takes no puge" in run["VM old"].name
+
+
 @pytest.mark.parametrize(
     ("text", "ident", "comment"),
     [
@@ -249,15 +279,27 @@ def test_a_minion_of_which_nothing_is_declared_does_not_fail(apply, root, pillar
         ("{vms: {work: red}}", "", "not a map of options"),
         ("{vms: {work: {lable: red}}}", "VM work", "takes no lable"),
         ("{vms: {1: {}}}", "VM 1", "not a name for a VM"),
+        ("[{a: {b: c}}]", "", "is [{a: {b: c}}], not a map of pools and vms; leave out the dashes"),
+        ("{vms: {work: [{label: red}]}}", "", "is [{label: red}], not a map of options; leave"),
+        ("{vms: [{work: {}}]}", "", "is [{work: {}}], not a map by name; leave out the dashes"),
         ("{vms: {work: {volumes: 10GiB}}}", "VM work", "are no map"),
+        ("{vms: {work: {volumes: [{private: 3GiB}]}}}", "VM work", "[{private: 3GiB}], no list; "),
+        ("{vms: {work: {volumes: {private: [size: 3GiB]}}}}", "VM work", "private is [{size: 3G"),
+        ("{pools: {ssd: {options: {a: b}}}}", "pool ssd", "options is {a: b}, no text or number; "),
+        ("{pools: {ssd: {dir_path: [/a]}}}", "pool ssd", "a line of the pool; leave out the dash"),
         ("{vms: {work: {template: 5}}}", "VM work", "put it in quotes"),
+        ("{vms: {work: {absent: 'true'}}}", "", ":absent is 'true', neither true nor false; write"),
+        ("{vms: {work: {create_only: 'yes'}}}", "", "create_only is 'yes', neither true nor"),
+        ("{pools: {ssd: {absent: true, purge: 'no'}}}", "", "without quotes"),
+        ("{vms: {work: {migrate: [1]}}}", "", "migrate is [1], neither true nor false"),
     ],
 )
 def test_a_pillar_of_the_wrong_shape_is_a_state_that_says_so(apply, root, text, ident, comment):
     before = snapshot(root)
-    run = apply(yaml.safe_load(text))
-    (wrong,) = [state for name, state in run.items() if name.startswith(ident)]
-    assert wrong.result is False
-    assert comment in wrong.comment
-    assert "Traceback" not in wrong.comment
+    for test in (False, True):
+        run = apply(yaml.safe_load(text), test=test)
+        (wrong,) = [state for name, state in run.items() if name.startswith(ident)]
+        assert wrong.result is False
+        assert comment in f"{wrong.name}: {wrong.comment}"
+        assert "Traceback" not in wrong.comment
     assert snapshot(root) == before

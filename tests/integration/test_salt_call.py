@@ -65,9 +65,9 @@ def test_workstation_has_its_vms_where_and_as_large_as_declared(machine):
         "windows": "HVM",
     }
     work = machine.call("qubes_vm.info", "work")
-    assert work["dir_path"] == "/opt/qubes-vm/appvms/work"
+    assert work["dir_path"] == "/opt/ssd/appvms/work"
     assert work["volumes"]["private"]["size"] == 20 * 1024**3
-    private = machine.root / "opt/qubes-vm/appvms/work/private.img"
+    private = machine.root / "opt/ssd/appvms/work/private.img"
     assert private.stat().st_size == 20 * 1024**3
     assert private.stat().st_blocks == 0
 
@@ -168,7 +168,7 @@ def test_pillar_order_does_not_matter_and_absent_goes_last(machine, tmp_path):
     ("text", "ident", "comment"),
     [
         ("qubes_storage: {pools: {true: {}}}", "pool True", "R3.2 reads such a name"),
-        ("qubes_storage: {pools: {ssd: {dir_path: [/x]}}}", "pool ssd", "is a list"),
+        ("qubes_storage: {pools: {ssd: {dir_path: [/x]}}}", "pool ssd", "no text or number"),
     ],
 )
 def test_a_pillar_of_the_wrong_shape_is_a_state_that_says_so(

@@ -131,7 +131,7 @@ def test_what_is_null_of_a_volume_is_not_declared(there):
 
 @pytest.mark.parametrize("word", ["klass", "template", "pool", "clone_from", "root_copy_from"])
 def test_a_word_that_is_empty_is_told(there, word):
-    with pytest.raises(InvalidInput, match=f"VM 'new': the {word} is empty"):
+    with pytest.raises(InvalidInput, match=f"VM new: the {word} is empty"):
         there.system.vm_diff("new", **{word: ""})
     with pytest.raises(InvalidInput, match="VM '': the name is empty"):
         there.system.vm_info("")
@@ -163,3 +163,10 @@ def test_what_a_backend_cannot_do_names_the_backend_and_the_way_there(there):
         with pytest.raises(NotSupported, match=f"backend {there.name} has no such thing: .{{20,}}"):
             verb(there.system)
     assert isinstance(there.system.list_vms(), dict)
+
+
+def test_what_is_asked_of_default_pools_is_told_of_them(there):
+    if there.name == "local":
+        for verb in ("default_pools", "default_pools_diff", "set_default_pools"):
+            with pytest.raises(NotSupported, match="^default pools: backend local has no such"):
+                getattr(there.system, verb)()

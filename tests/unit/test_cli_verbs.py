@@ -178,8 +178,8 @@ def test_what_it_says_goes_to_any_stream_and_a_name_that_is_not_utf8_is_shown(
         assert cli.main(["--root", str(machine.root), "ls"]) == 0
     assert "work" in stream.getvalue()
     code, out, err = call("verify", "\udcff")
-    assert (code, out) == (1, "")
-    assert "VM \\udcff: is not in qubes.xml" in err
+    assert (code, err) == (1, "")
+    assert out.startswith("VM \\udcff: is not in qubes.xml")
 
 
 def test_a_vm_that_cannot_be_looked_at_hides_no_other(call, machine):
@@ -191,3 +191,14 @@ def test_a_vm_that_cannot_be_looked_at_hides_no_other(call, machine):
     assert "private.img: is gone" in out
     assert "VM 'a/b': the name leads out of its pool" in out
     assert call("verify", "a/b")[0] == 1
+    code, out, err = call("verify", "nope", "work")
+    assert (code, err) == (1, "")
+    assert [line.split(": ")[0] for line in out.splitlines()] == ["VM nope", "VM work"]
+
+
+def test_a_vm_whose_pool_cannot_be_loaded_is_named(call, machine):
+    machine.connect().migrate_vm("work", "foo")
+    machine.write(
+        "/etc/qubes/storage.conf", FOO.replace("[foo]\ndriver=xen", "[foo]\ndriver=no").encode()
+    )
+    assert call("verify")[1].startswith("VM work: pool foo: unknown driver 'no'")

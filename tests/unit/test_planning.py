@@ -314,3 +314,9 @@ def test_a_netvm_without_a_netid_has_the_one_that_r32_gives_it(scratch):
     machine.write_registry()
     machine.connect().create_vm("new", klass="NetVM")
     assert machine.entries()["new"].attrs["netid"] == "3"
+
+
+@pytest.mark.parametrize("klass", [None, "AdminVM", "AppVM"])
+def test_dom0_is_refused_whatever_class_is_declared(machine, klass):
+    with pytest.raises(InvalidInput, match="VM dom0: is not made of images; declare other VMs"):
+        machine.connect().vm_diff("dom0", klass=klass)

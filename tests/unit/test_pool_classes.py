@@ -35,9 +35,22 @@ def test_a_class_that_is_no_pool_of_ours_is_a_problem_and_can_be_declared(machin
     before = machine.tree()
     assert system.pool_diff("foreign", **{"class": "io.StringIO"}) == {}
     assert machine.tree() == before
+    assert set(system.pool_notes("foreign")) <= set(problems)
+    assert "can hold no VM here" in system.pool_notes("new", **{"class": "io.StringIO"})[-1]
     changes = system.set_pool("foreign", min_free="1GiB")
     assert changes == {"min_free": {"old": None, "new": "1GiB"}}
     assert system.set_pool("foreign", min_free="1GiB") == {}
+
+
+@pytest.mark.parametrize("name", ["new", "foreign"])
+def test_a_class_that_is_a_module_is_refused(machine, name):
+    system = machine.connect()
+    before = machine.tree()
+    verb = system.set_pool if name == "foreign" else system.add_pool
+    for declare in (system.pool_diff, verb):
+        with pytest.raises(InvalidInput, match=f"pool {name}: class os.path is no class; write"):
+            declare(name, **{"class": "os.path"})
+    assert machine.tree() == before
 
 
 def test_a_value_that_somebody_wrote_wrong_is_mended(machine):

@@ -1,6 +1,8 @@
 """Our drivers and the example of docs/ pass what every driver has to, on real filesystems."""
 
 import importlib
+import os
+import re
 import subprocess
 import sys
 
@@ -77,3 +79,36 @@ def test_the_example_refuses_what_nobody_can_allocate(scratch, monkeypatch, most
     for verb in (system.pool_diff, system.add_pool):
         with pytest.raises(InvalidInput, match=f"pool pre: most {most} is below 1; write"):
             verb("pre", **options)
+
+
+MINE = """
+import pytest
+from qubes_storage.drivers import xen
+from qubes_storage_testkit import DriverTests
+
+class Pool(xen.Pool):
+    def __init__(self, name, *, dir_path: str, stripes: int):
+        super().__init__(name, dir_path=dir_path)
+        self.count = stripes
+
+    def usage(self):
+        return {"size": 4, "used": 3}
+
+class TestMine(DriverTests):
+    @pytest.fixture
+    def pool(self, tmp_path):
+        return Pool("test", dir_path=str(tmp_path / "pool"), stripes=4)
+"""
+
+
+def test_what_a_driver_does_wrong_is_told_with_its_content(tmp_path):
+    (tmp_path / "test_mine.py").write_text(MINE)
+    words = ["pytest", "-p", "no:cacheprovider", "-k", "usage or keywords or whole", "test_mine.py"]
+    env = {**os.environ, "PYTHONPATH": f"{TREE / '_utils'}:{TREE / 'packaging'}"}
+    run = subprocess.run(
+        [sys.executable, "-m", *words, f"--basetemp={tmp_path}/tmp"],
+        cwd=tmp_path, env=env, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    told = "AssertionError: keep each option as an attribute of its name: stripes"
+    assert run.stdout.count(f"E       {told}") == 2, run.stdout
+    assert re.search("E +AssertionError: assert {'size', 'used'} >= {", run.stdout), run.stdout
