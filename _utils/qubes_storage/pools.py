@@ -20,7 +20,6 @@ from qubes_storage.pool import (
     make_pool,
     pool_class,
     schema,
-    what_is,
 )
 from qubes_storage.values import check_pool_name, normalise
 from qubes_storage.vm import SUBDIRS, VM
@@ -194,7 +193,7 @@ class Pools(Placing):
             self._conf(path).edit(name, options)
 
     def _compare(self, name, old, new, declared):
-        types, anything, _ = schema(pool_class(name, new))
+        types = schema(pool_class(name, new))[0]
         before = in_force(name, old or {})
         before.update((k, v) for k, v in (old or {}).items() if k in ("driver", "class"))
         changes, options = {}, {}
@@ -206,8 +205,6 @@ class Pools(Placing):
                 if key in (old or {}):
                     changes[key] = {"old": is_, "new": None}
                     options[key] = None
-                elif not anything and key not in {"driver", "class", *types}:
-                    self._refuse_unknown(name, key, new)
                 continue
             what = f"pool {name}: {key}"
             wanted = normalise(key, value, types.get(key), what)
@@ -215,15 +212,6 @@ class Pools(Placing):
                 changes[key] = {"old": is_, "new": value}
                 options[key] = value
         return changes, options
-
-    @staticmethod
-    def _refuse_unknown(name, key, new):
-        """What is to be removed and not there is misspelt, or of the driver that the pool had."""
-        if not any(key in driver["options"] for driver in describe_drivers().values()):
-            raise InvalidInput(
-                f"pool {name}: {what_is(new)} takes no option {key}, and {CONF} has none to remove;"
-                " leave it out"
-            )
 
     def _with_guards(self, name, old, declared, changes):
         before = self.guards(name) if old is not None else {}
