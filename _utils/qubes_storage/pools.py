@@ -20,10 +20,13 @@ from qubes_storage.pool import (
     make_pool,
     pool_class,
     schema,
+    what_is,
 )
+from qubes_storage.registry import PATH
 from qubes_storage.values import check_pool_name, normalise
 from qubes_storage.vm import SUBDIRS, VM
 
+_LOCKED_IN = os.path.dirname(PATH)  # which is made with the lock
 _PLACE = ("driver", "class", "dir_path")  # what cannot change under the VMs in a pool
 
 
@@ -243,14 +246,14 @@ class Pools(Placing):
     def _write(self, name, declared, exists):
         self._check_exists(name, exists)
         # Before the lock, which would make a missing qubes.xml, and the directory of it.
-        lacking = self._diff(name, declared, True)[0].get("directories")
+        lacking = self._diff(name, declared, True)[0].get("directories", {"new": []})["new"]
         with self.locked("pool", name):
             self._check_exists(name, exists)
             changes, options = self._diff(name, declared, True)
             if not changes:
                 return changes
-            if "directories" in changes:
-                changes["directories"] = lacking or changes["directories"]
+            told = changes.get("directories", {"new": lacking})["new"]
+            told[:0] = [p for p in lacking if p.rstrip("/") == _LOCKED_IN and p not in told]
             pool = declared_pool(name, self._after(name, options), self.root)
             guarded = {k: v for k, v in declared.guards.items() if k in changes}
             if not exists:
