@@ -383,6 +383,16 @@ def test_values_are_sent_in_the_daemons_form(there):
     assert system.pool_diff("new", ephemeral_volatile=False, revisions_to_keep=3) == {}
 
 
+def test_what_is_false_already_is_not_sent(there):
+    """R4.2 would keep the text False, which is true to it."""
+    daemon, system = there
+    declared = {"dir_path": "/mnt/new", "ephemeral_volatile": False}
+    system.add_pool("new", "file-reflink", **declared)
+    added = [call.payload for call in daemon.log if call.method == "admin.pool.Add"]
+    assert added == [b"name=new\ndir_path=/mnt/new\n"]
+    assert system.pool_diff("new", **declared) == {}
+
+
 def test_a_default_that_follows_another_stays_where_it_is_declared_to(there):
     _, system = there
     declared = {"default_pool": "ssd", "default_pool_root": "varlibqubes"}

@@ -49,6 +49,8 @@ class AdminPools(AdminPoolPlan):
         self.save_guards(name, {**dict.fromkeys(before), **declared.guards})
         driver = declared.options["driver"]
         wanted = {"name": name, **self.wanted_options(name, driver, declared.options)}
+        if wanted.get("ephemeral_volatile") is False:
+            del wanted["ephemeral_volatile"]  # R4.2 keeps the text, and no text is false to it
         payload = "".join(f"{k}={v}\n" for k, v in wanted.items() if v is not None)
         answer = self.client.call("admin.pool.Add", arg=driver, payload=payload)
         there = self.pool_config(name) is not None
