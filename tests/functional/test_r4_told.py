@@ -206,6 +206,20 @@ def test_a_vm_of_that_name_that_somebody_else_made_is_left_alone(there, run):
     assert run(("qubes_vm.absent", "new", {"purge": True}))["new"]["changes"] == {}
 
 
+def test_the_journal_of_a_vm_that_was_never_made_changes_no_other_one(there):
+    daemon, system = there
+    if os.fork() == 0:
+        system.make_vm = lambda *_: os._exit(9)
+        system.create_vm("new", **ONCE)
+    os.wait()
+    assert os.listdir(system.path("/var/lib/qubes/storage-creations")) == ["new.json"]
+    forget(*there)
+    changes = system.create_vm("new", volumes={"private": "5GiB"})
+    assert changes["volumes"]["new"] == {"private": 5 * GIB}
+    assert daemon.vms["new"].volumes["private"].size == 5 * GIB
+    assert os.listdir(system.path("/var/lib/qubes/storage-creations")) == []
+
+
 def test_a_creation_that_failed_leaves_nothing(there, run):
     refuse(there[0], "admin.vm.Create.AppVM", "fedora")
     assert run(("qubes_vm.present", "new", ONCE))["new"]["result"] is False

@@ -83,6 +83,7 @@ class AdminMaking(AdminVMPlan):
             return self.set_vm(name, **declared)
         if "unfinished" in plan.changes:
             self.drop_unfinished(name)
+        self.creations.remove(name)  # of one that was to be made, and was not
         creation = self._creation(name, plan, declared) if declared.get("create_only") else None
         if plan.copied:
             self.copy_vm(plan.copied, name, plan.klass, plan.pools)
