@@ -112,10 +112,50 @@ def test_whatever_else_changes_such_a_vm_finishes_it(there, run, command, verb):
         changes = system.set_vm("new", label="green")
         assert changes["volumes"]["new"] == {"private": 20 * GIB}
     else:
-        words = {"resize": ["private", "2GiB"], "migrate": ["varlibqubes"]}[verb]
+        words = {"resize": ["volatile", "11GiB"], "migrate": ["varlibqubes"]}[verb]
         assert command(verb, "new", *words)[0] == 0
     assert daemon.vms["new"].volumes["private"].size == 20 * GIB
     assert system.vm_diff("new", **ONCE) == {}
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("set_vm", {"create_only": True, "volumes": {"private": "20GiB"}}),
+        ("set_vm", {"volumes": {"private": "20GiB"}, "label": "green"}),
+        ("resize_vm", {"volume": "private", "size": "20GiB"}),
+    ],
+    ids=["create_only", "set", "resize"],
+)
+def test_a_size_that_could_not_be_given_is_corrected_by_what_is_declared_now(there, run, verb):
+    daemon, system = there
+    once = {"create_only": True, "volumes": {"private": "2TiB"}}
+    journal = "/var/lib/qubes/storage-creations/new.json"
+    full = b"2\0StoragePoolException\0\0full\0"
+    daemon.before = lambda call: full if call.payload == b"%d" % (2048 * GIB) else None
+    for declared in (once, once, {"label": "red"}):
+        ret = run(("qubes_vm.present", "new", declared))["new"]
+        assert (ret["result"], journal in ret["comment"]) == (False, True), ret["comment"]
+        assert "or remove that file to leave it as it is" in ret["comment"]
+    forget(*there)
+    if verb[0] == "set_vm":
+        told = system.vm_diff("new", **verb[1])
+        assert told["volumes"]["new"] == {"private": 20 * GIB}
+        assert system.set_vm("new", **verb[1]) == told
+    else:
+        system.resize_vm("new", **verb[1])
+    assert daemon.vms["new"].volumes["private"].size == 20 * GIB
+    assert system.vm_diff("new", **once) == {}
+
+
+def test_a_disk_that_is_too_full_for_the_rest_of_a_creation_names_the_journal(there, run):
+    daemon, system = there
+    refuse(daemon, "admin.vm.volume.Resize", "private")
+    run(("qubes_vm.present", "new", {**ONCE, "pool": "ssd"}))
+    system.set_pool("ssd", min_free="900TiB")
+    forget(*there)
+    with pytest.raises(StoragePoolException, match="min_free .*storage-creations/new.json has"):
+        system.vm_diff("new", **ONCE)
 
 
 def test_revisions_that_a_creation_was_to_give_are_given_with_what_else_is_asked_for(there, run):

@@ -1,5 +1,7 @@
 """R4: what a declared VM needs, compared with what the daemon has."""
 
+import contextlib
+
 from qubes_storage.admin.pool_plan import check_revisions
 from qubes_storage.admin.vm_new import AdminVMNew
 from qubes_storage.admin.vm_words import OWN, Plan, check_klass, check_volumes
@@ -67,11 +69,15 @@ class AdminVMPlan(AdminVMNew):
             if begun and not copying:
                 if create_only:  # the rest of it, and nothing else
                     klass = template = label = pool = None
-                    wanted, migrate = {}, False
+                    wanted = {v: {k: o[k] for k in o if k != "pool"} for v, o in wanted.items()}
+                    migrate = False
                 template, label, wanted = _with_rest(name, begun, template, label, wanted)
             plan = Plan()
             if left or not create_only:
-                plan = self._compare_vm(name, there, klass, template, label, pool, wanted, migrate)
+                with unfinished_told(begun):
+                    plan = self._compare_vm(
+                        name, there, klass, template, label, pool, wanted, migrate
+                    )
         if left:
             plan.changes["unfinished"] = {"old": left["path"], "new": None}
         return plan
@@ -225,16 +231,27 @@ class AdminVMPlan(AdminVMNew):
 
 
 def _with_rest(name, creation, template, label, wanted):
-    """What is declared of a VM, and what the run that made it did not come to give it."""
+    """What is declared of a VM, and of the rest what the run that made it was to give it."""
     begun = creation["declared"]
     found = check_volumes(name, begun["volumes"])
     for volume, options in wanted.items():
-        was = found.get(volume, {})
-        found[volume] = {**was, **options}
-        if "size" in was:
-            found[volume]["size"] = max(was["size"], options.get("size", 0))
+        found[volume] = {**found.get(volume, {}), **options}
     return (
         begun["template"] if template is None else template,
         begun["label"] if label is None else label,
         found,
     )
+
+
+@contextlib.contextmanager
+def unfinished_told(creation):
+    """Errors over a VM that was made in part name the journal of its ``creation``, if any."""
+    try:
+        yield
+    except StoragePoolException as err:
+        if creation:
+            err.args = (
+                f"{err}; {creation['path']} has what it was to get at its creation: declare other"
+                " sizes or revisions_to_keep, or remove that file to leave it as it is",
+            )
+        raise
