@@ -158,6 +158,23 @@ def test_a_disk_that_is_too_full_for_the_rest_of_a_creation_names_the_journal(th
         system.vm_diff("new", **ONCE)
 
 
+def test_what_such_a_vm_got_at_once_and_somebody_changed_since_stays(there, run):
+    daemon = there[0]
+    daemon.add_vm("debian", "TemplateVM")
+    refuse(daemon, "admin.vm.volume.Resize", "private")
+    once = {**ONCE, "label": "red", "template": "fedora"}
+    run(("qubes_vm.present", "new", once))
+    daemon.before = None
+    daemon.vms["new"].set.update(label="blue", template="debian")
+    forget(*there)
+    assert set(run(("qubes_vm.present", "new", once))["new"]["changes"]) == {
+        "unfinished",
+        "volumes",
+    }
+    assert daemon.vms["new"].set["label"] == "blue"
+    assert daemon.vms["new"].set["template"] == "debian"
+
+
 def test_revisions_that_a_creation_was_to_give_are_given_with_what_else_is_asked_for(there, run):
     daemon, system = there
     refuse(daemon, "admin.vm.volume.Set.revisions_to_keep", "private")

@@ -81,7 +81,7 @@ class AdminVMs(AdminMaking):
             self.resume_move(name)
         elif self.pending_copy(name):
             once = declared.get("create_only")
-            self.release(name, self._creation(name, plan, declared) if once else None)
+            self.release(name, self._creation(name, plan, declared, True) if once else None)
         if "unfinished" in changes:
             plan = self.vm_plan(name, **declared)
             changes = {**changes, **plan.changes, "unfinished": changes["unfinished"]}
