@@ -200,6 +200,30 @@ def test_a_vm_on_a_template_whose_move_is_finished_before_is_waited_for(foretold
     assert told["new"] == "VM new waits for template fedora"
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["refused", "killed"])
+@pytest.mark.parametrize("step", ["copy", "recreate", "finish"])
+def test_a_vm_that_was_made_in_part_is_finished_after_its_move_was_cut_off(there, step, known):
+    daemon, system = there
+    once = {"create_only": True, "pool": "ssd", "volumes": {"private": "20GiB"}}
+    if known:
+        full = b"2\0StoragePoolException\0\0full\0"
+        daemon.before = lambda call: full if call.method == "admin.vm.volume.Resize" else None
+        with pytest.raises(StoragePoolException, match="full"):
+            system.create_vm("new", **once)
+        daemon.before = None
+    elif os.fork() == 0:
+        system.vm_properties = lambda *_: os._exit(9)
+        system.create_vm("new", **once)
+    else:
+        os.wait()
+    forget(*there)
+    cut(system, at(step), "new", pool="btrfs")
+    system.migrate_vm("new", "btrfs")
+    assert system.set_vm("new", **once)["volumes"]["new"] == {"private": 20 << 30}
+    assert daemon.vms["new"].volumes["private"].size == 20 << 30
+    assert system.vm_diff("new", **once) == {}
+
+
 @pytest.mark.parametrize(
     ("more", "changes"),
     [

@@ -137,6 +137,9 @@ class AdminSteps(AdminCopy):
     def _finish(self, name, journal):
         self._unmark(name, journal["whole"]["features"])
         journal["lost"] += self.verify_vm(name, moving=False)
+        creation = self.creations.read(name)
+        if creation and creation["uuid"] == journal["uuid"]:  # it is another VM now
+            self.creations.write(name, {**creation, "uuid": journal["made"]})
         self.journal.remove(name)
 
     def _undo(self, name, journal):

@@ -85,7 +85,10 @@ class AdminVMs(AdminMaking):
         if "unfinished" in changes:
             plan = self.vm_plan(name, **declared)
             changes = {**changes, **plan.changes, "unfinished": changes["unfinished"]}
-        with unfinished_told(self.pending_creation(name)):
+        begun = self.pending_creation(name)
+        if begun and plan.pools:  # a move knows a VM by its uuid
+            self.creations.write(name, {**begun, "uuid": self._uuid(name)})
+        with unfinished_told(begun):
             self._carry_out(name, plan)
         if "unfinished" in changes:
             self.creations.remove(name)
