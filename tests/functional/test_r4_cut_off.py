@@ -200,6 +200,31 @@ def test_a_vm_on_a_template_whose_move_is_finished_before_is_waited_for(foretold
     assert told["new"] == "VM new waits for template fedora"
 
 
+OTHERS = {"label": "blue"}, {"pool": "ssd"}, {"klass": "StandaloneVM"}
+
+
+@pytest.mark.parametrize("differs", OTHERS, ids=lambda differs: next(iter(differs)))
+@pytest.mark.parametrize(
+    ("step", "name"), [("copy", "work-mv1"), ("recreate", "work")], ids=["temporary", "original"]
+)
+def test_a_new_vm_of_another_in_the_place_of_one_of_the_move_stays(there, run, step, name, differs):
+    daemon, system = there
+    cut(system, at(step))
+    daemon.add_vm(name, **{"pool": "btrfs", "label": "red", **differs})
+    theirs = daemon.vms[name]
+    forget(*there)
+    declared = ("qubes_vm.present", "work", {"pool": "btrfs", "migrate": True})
+    for test in (True, False):
+        ret = run(declared, test=test)["work"]
+        assert (ret["result"], ret["changes"]) == (False, {})
+        assert f"{name}: is not of this move; rename or remove it" in ret["comment"]
+    assert daemon.vms[name] is theirs
+    del daemon.vms[name]
+    forget(*there)
+    assert run(declared)["work"]["result"] is True
+    assert holders(there, DATA) == ["work"]
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["refused", "killed"])
 @pytest.mark.parametrize("step", ["copy", "recreate", "finish"])
 def test_a_vm_that_was_made_in_part_is_finished_after_its_move_was_cut_off(there, step, known):

@@ -148,7 +148,7 @@ class AdminMigrate(AdminSteps):
             early = journal["step"] in _UNDONE
             begin = early and self._is_original(name, journal)
             if early and not begin:
-                self._check_goes_on(name, journal)
+                self._check_gone(name, journal)
             if begin:
                 self._undo(name, journal)
             else:
@@ -157,7 +157,16 @@ class AdminMigrate(AdminSteps):
         if begin:
             self.move(name, journal["asked"])
 
-    def _check_goes_on(self, name, journal):
+    def check_goes_on(self, name, journal):
+        """Refuse what is in the way of the rest of a move that was cut off."""
+        if journal["step"] in _UNDONE and not self._is_original(name, journal):
+            self._check_gone(name, journal)
+        if journal["step"] == "recreate" and name in self.listed():
+            self._check_ours(name, journal, journal["made"])
+        if journal["step"] != "finish" and journal["temporary"] in self.listed():
+            self._check_ours(journal["temporary"], journal)
+
+    def _check_gone(self, name, journal):
         """Refuse to go on where the original went by another hand before it was to be removed."""
         if name in self.listed():
             what = "someone else made another one of that name; what was copied of the first is"

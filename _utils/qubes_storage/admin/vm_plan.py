@@ -54,6 +54,7 @@ class AdminVMPlan(AdminVMNew):
             return Plan()
         if moving:
             plan = Plan(changes=self._unfinished(name, moving, pool, migrate, wanted))
+            self.check_goes_on(name, moving)
             self._compare_moving(name, moving, klass, template, label, wanted, plan)
             return plan
         there = self.listed().get(name)
