@@ -1,11 +1,12 @@
 # ruff: noqa: F401, F811
 """R4: what states, functions and commands tell is what there is."""
 
+import fcntl
 import os
 import shutil
 
 import pytest
-from qubes_storage import StoragePoolException
+from qubes_storage import StoragePoolException, guards
 
 from tests.conftest import TREE
 from tests.functional.test_foretold_r4 import call, daemon, r4, run, there
@@ -367,3 +368,25 @@ def test_vms_go_in_the_order_of_their_use(apply, daemon):
         assert {state.result for state in apply(pillar, test=test).values()} == {
             None if test else True
         }
+
+
+@pytest.mark.parametrize("purge", [True, False])
+def test_a_removal_that_fails_tells_what_it_did_and_the_next_one_the_rest(
+    there, run, monkeypatch, purge
+):
+    daemon, system = there
+    monkeypatch.setattr(guards, "PATIENCE", 0)
+    system.add_pool("old", "file-reflink", dir_path="/mnt/btrfs/old", min_free="1MiB")
+    state = ("qubes_pool.absent", "old", {"purge": purge})
+    fd = os.open(system.path("/var/lib/qubes"), os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    ret = run(state)["old"]
+    os.close(fd)
+    assert ret["result"] is False
+    assert set(ret["changes"]) == ({"removed", "directories"} if purge else {"removed"})
+    assert "old" not in daemon.pools
+    told, done = run(state, test=True)["old"], run(state)["old"]
+    assert (told["result"], done["result"]) == (None, True)
+    assert told["changes"] == done["changes"] == {"min_free": {"old": "1MiB", "new": None}}
+    assert run(state)["old"]["changes"] == {}
+    assert system.guards("old") == {}
