@@ -198,6 +198,18 @@ def test_a_pool_goes_with_what_is_made_of_a_template_in_it(foretold, there, way)
     assert ("old" in daemon.pools) is (way in stays)
 
 
+@pytest.mark.parametrize("size", [None, "20GiB"])
+def test_the_volatile_volume_of_a_vm_that_does_not_move_stays(foretold, there, size):
+    there[0].add_pool("old", "file-reflink", dir_path="/mnt/ssd/old")
+    there[1].create_vm("app", pool="ssd", volumes={"volatile": {"pool": "old"}})
+    volumes = {"private": {"pool": "ssd", "size": size}}
+    told = foretold(
+        ("qubes_vm.present", "app", {"label": "green", "volumes": volumes}),
+        ("qubes_pool.absent", "old", {}),
+    )
+    assert "VMs lie in it (app)" in told["old"]
+
+
 def test_a_pool_goes_with_the_vms_that_the_run_removes(foretold, daemon):
     gone = [("qubes_vm.absent", vm, PURGE) for vm in ("work", "vault", "fedora")]
     del daemon.globals.set["default_template"]

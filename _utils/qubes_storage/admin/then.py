@@ -96,7 +96,8 @@ class AdminThen:
         pool = told.get("pool")
         own = {v: wanted.get(v, pool) for v in OWN[klass] if wanted.get(v, pool)}
         if found:
-            places["volatile"] = own.get("private", places["volatile"])
+            if own.get("private") not in (None, places["private"]):
+                places["volatile"] = own["private"]  # it moves along
         else:
             source = told.get("clone_from") or (klass in _COPIES and told.get("template"))
             default = self.default_pools()
