@@ -172,6 +172,44 @@ def test_a_pool_goes_if_all_vms_of_the_run_leave_it(foretold, daemon, vm, commen
     assert comment in told["ssd"]
 
 
+@pytest.mark.parametrize("way", ["moves", "is left", "both", "stays", "disposable"])
+def test_a_pool_goes_with_what_is_made_of_a_template_in_it(foretold, there, way):
+    daemon = there[0]
+    daemon.add_pool("old", "file-reflink", dir_path="/mnt/ssd/old")
+    daemon.add_vm("debian", "TemplateVM", pool="old")
+    daemon.add_vm("app", template="debian", pool="ssd")
+    if way == "disposable":  # its volumes stay where they are
+        daemon.vms["app"].set["template_for_dispvms"] = "True"
+        daemon.add_vm("disp", "DispVM", template="app")
+    forget(*there)
+    states = {
+        "moves": [("qubes_vm.present", "debian", {"pool": "btrfs", "migrate": True})],
+        "is left": [
+            ("qubes_vm.present", "app", {"template": "fedora"}),
+            ("qubes_vm.absent", "debian", PURGE),
+        ],
+        "stays": [("qubes_vm.present", "app", {"template": "fedora"})],
+    }
+    states["both"] = states["stays"] + states["moves"]
+    states["disposable"] = states["moves"]
+    told = foretold(*states[way], ("qubes_pool.absent", "old", PURGE))
+    stays = {"stays": "VMs lie in it (debian)", "disposable": "VMs lie in it (disp)"}
+    assert stays.get(way, "waits for app, debian to leave it") in told["old"]
+    assert ("old" in daemon.pools) is (way in stays)
+
+
+@pytest.mark.parametrize("size", [None, "20GiB"])
+def test_the_volatile_volume_of_a_vm_that_does_not_move_stays(foretold, there, size):
+    there[0].add_pool("old", "file-reflink", dir_path="/mnt/ssd/old")
+    there[1].create_vm("app", pool="ssd", volumes={"volatile": {"pool": "old"}})
+    volumes = {"private": {"pool": "ssd", "size": size}}
+    told = foretold(
+        ("qubes_vm.present", "app", {"label": "green", "volumes": volumes}),
+        ("qubes_pool.absent", "old", {}),
+    )
+    assert "VMs lie in it (app)" in told["old"]
+
+
 def test_a_pool_goes_with_the_vms_that_the_run_removes(foretold, daemon):
     gone = [("qubes_vm.absent", vm, PURGE) for vm in ("work", "vault", "fedora")]
     del daemon.globals.set["default_template"]

@@ -200,6 +200,57 @@ def test_a_vm_on_a_template_whose_move_is_finished_before_is_waited_for(foretold
     assert told["new"] == "VM new waits for template fedora"
 
 
+OTHERS = {"label": "blue"}, {"pool": "ssd"}, {"klass": "StandaloneVM"}
+
+
+@pytest.mark.parametrize("differs", OTHERS, ids=lambda differs: next(iter(differs)))
+@pytest.mark.parametrize(
+    ("step", "name"), [("copy", "work-mv1"), ("recreate", "work")], ids=["temporary", "original"]
+)
+def test_a_new_vm_of_another_in_the_place_of_one_of_the_move_stays(there, run, step, name, differs):
+    daemon, system = there
+    cut(system, at(step))
+    daemon.add_vm(name, **{"pool": "btrfs", "label": "red", **differs})
+    theirs = daemon.vms[name]
+    forget(*there)
+    declared = ("qubes_vm.present", "work", {"pool": "btrfs", "migrate": True})
+    for test in (True, False):
+        ret = run(declared, test=test)["work"]
+        assert (ret["result"], ret["changes"]) == (False, {})
+        assert f"{name}: is not of this move; rename or remove it" in ret["comment"]
+    assert daemon.vms[name] is theirs
+    del daemon.vms[name]
+    forget(*there)
+    assert run(declared)["work"]["result"] is True
+    assert holders(there, DATA) == ["work"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["refused", "killed"])
+@pytest.mark.parametrize("step", ["copy", "recreate", "finish"])
+def test_a_vm_that_was_made_in_part_is_finished_after_its_move_was_cut_off(there, step, known):
+    daemon, system = there
+    once = {"create_only": True, "pool": "ssd", "volumes": {"private": "20GiB"}}
+    if known:
+        full = b"2\0StoragePoolException\0\0full\0"
+        daemon.before = lambda call: full if call.method == "admin.vm.volume.Resize" else None
+        with pytest.raises(StoragePoolException, match="full"):
+            system.create_vm("new", **once)
+        daemon.before = None
+    elif os.fork() == 0:
+        system.vm_properties = lambda *_: os._exit(9)
+        system.create_vm("new", **once)
+    else:
+        os.wait()
+    forget(*there)
+    cut(system, at(step), "new", pool="btrfs")
+    told = system.vm_diff("new", pool="btrfs", migrate=True)
+    assert told["volumes"]["new"] == {"private": 20 << 30}
+    system.migrate_vm("new", "btrfs")
+    assert system.set_vm("new", **once)["volumes"]["new"] == {"private": 20 << 30}
+    assert daemon.vms["new"].volumes["private"].size == 20 << 30
+    assert system.vm_diff("new", **once) == {}
+
+
 @pytest.mark.parametrize(
     ("more", "changes"),
     [
@@ -210,6 +261,9 @@ def test_a_vm_on_a_template_whose_move_is_finished_before_is_waited_for(foretold
         ({"volumes": {"private": "9GiB"}}, {"volumes"}),
         ({"volumes": {"private": {"revisions_to_keep": 4}}}, {"revisions_to_keep"}),
         ({"volumes": {"private": "1GiB"}}, set()),
+        ({"volumes": {"root": "30GiB"}}, None),
+        ({"volumes": {"private": {"revisions_to_keep": -5}}}, None),
+        ({"volumes": {"volatile": {"pool": "varlibqubes"}}}, {"pool"}),
     ],
     ids=str,
 )
@@ -223,3 +277,41 @@ def test_all_that_a_run_does_after_it_finished_a_move_is_foretold(run, there, st
     assert set(done["changes"]) == (set() if changes is None else {"unfinished", *changes})
     assert (told["result"], done["result"]) == ((False, False) if changes is None else (None, True))
     assert run(declared)["work"]["changes"] == {}
+
+
+@pytest.mark.parametrize("step", ["copy", "recreate", "clean"])
+def test_what_is_to_move_after_a_move_that_was_cut_off_is_foretold(run, there, step):
+    there[0].add_vm("sa", "StandaloneVM", pool="ssd")
+    cut(there[1], at(step), "sa", volumes={"private": {"pool": "btrfs"}})
+    declared = ("qubes_vm.present", "sa", {"pool": "btrfs", "migrate": True})
+    told, done = run(declared, test=True)["sa"], run(declared)["sa"]
+    assert told["changes"] == done["changes"]
+    assert done["changes"]["pool"] == {"old": "ssd", "new": "btrfs"}
+    assert run(declared)["sa"]["changes"] == {}
+
+
+@pytest.mark.parametrize("step", ["copy", "recreate"])
+def test_growth_that_a_pool_has_no_room_for_is_told_before_a_move_is_finished(run, there, step):
+    cut(there[1], at(step))
+    there[1].set_pool("btrfs", min_free="900TiB")
+    more = {"volumes": {"private": "30GiB"}}
+    declared = ("qubes_vm.present", "work", {"pool": "btrfs", "migrate": True, **more})
+    told, done = run(declared, test=True)["work"], run(declared)["work"]
+    assert told["result"] is done["result"] is False
+    assert "min_free keeps 900.0 TiB" in told["comment"]
+
+
+def test_a_pool_that_goes_before_the_move_to_it_is_finished_is_missed(run, there):
+    cut(there[1], at("copy"))
+    declared = (
+        ("qubes_pool.absent", "btrfs", {}),
+        ("qubes_vm.present", "work", {"pool": "btrfs", "migrate": True}),
+    )
+    for test in (True, False):
+        ret = run(*declared, test=test)["work"]
+        assert (ret["result"], ret["changes"]) == (False, {})
+        assert "migrate work btrfs undoes it if work is there): qubesd has no" in ret["comment"]
+    with pytest.raises(StoragePoolException, match="qubesd has no pool btrfs"):
+        there[1].migrate_vm("work", "btrfs")
+    assert there[1].pending_move("work") is None
+    assert "prohibit-start" not in there[0].vms["work"].features

@@ -1,11 +1,12 @@
 # ruff: noqa: F401, F811
 """R4: what states, functions and commands tell is what there is."""
 
+import fcntl
 import os
 import shutil
 
 import pytest
-from qubes_storage import StoragePoolException
+from qubes_storage import StoragePoolException, guards
 
 from tests.conftest import TREE
 from tests.functional.test_foretold_r4 import call, daemon, r4, run, there
@@ -112,10 +113,67 @@ def test_whatever_else_changes_such_a_vm_finishes_it(there, run, command, verb):
         changes = system.set_vm("new", label="green")
         assert changes["volumes"]["new"] == {"private": 20 * GIB}
     else:
-        words = {"resize": ["private", "2GiB"], "migrate": ["varlibqubes"]}[verb]
+        words = {"resize": ["volatile", "11GiB"], "migrate": ["varlibqubes"]}[verb]
         assert command(verb, "new", *words)[0] == 0
     assert daemon.vms["new"].volumes["private"].size == 20 * GIB
     assert system.vm_diff("new", **ONCE) == {}
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("set_vm", {"create_only": True, "volumes": {"private": "20GiB"}}),
+        ("set_vm", {"volumes": {"private": "20GiB"}, "label": "green"}),
+        ("resize_vm", {"volume": "private", "size": "20GiB"}),
+    ],
+    ids=["create_only", "set", "resize"],
+)
+def test_a_size_that_could_not_be_given_is_corrected_by_what_is_declared_now(there, run, verb):
+    daemon, system = there
+    once = {"create_only": True, "volumes": {"private": "2TiB"}}
+    journal = "/var/lib/qubes/storage-creations/new.json"
+    full = b"2\0StoragePoolException\0\0full\0"
+    daemon.before = lambda call: full if call.payload == b"%d" % (2048 * GIB) else None
+    for declared in (once, once, {"label": "red"}):
+        ret = run(("qubes_vm.present", "new", declared))["new"]
+        assert (ret["result"], journal in ret["comment"]) == (False, True), ret["comment"]
+        assert "or remove that file to leave it as it is" in ret["comment"]
+    forget(*there)
+    if verb[0] == "set_vm":
+        told = system.vm_diff("new", **verb[1])
+        assert told["volumes"]["new"] == {"private": 20 * GIB}
+        assert system.set_vm("new", **verb[1]) == told
+    else:
+        system.resize_vm("new", **verb[1])
+    assert daemon.vms["new"].volumes["private"].size == 20 * GIB
+    assert system.vm_diff("new", **once) == {}
+
+
+def test_a_disk_that_is_too_full_for_the_rest_of_a_creation_names_the_journal(there, run):
+    daemon, system = there
+    refuse(daemon, "admin.vm.volume.Resize", "private")
+    run(("qubes_vm.present", "new", {**ONCE, "pool": "ssd"}))
+    system.set_pool("ssd", min_free="900TiB")
+    forget(*there)
+    with pytest.raises(StoragePoolException, match="min_free .*storage-creations/new.json has"):
+        system.vm_diff("new", **ONCE)
+
+
+def test_what_such_a_vm_got_at_once_and_somebody_changed_since_stays(there, run):
+    daemon = there[0]
+    daemon.add_vm("debian", "TemplateVM")
+    refuse(daemon, "admin.vm.volume.Resize", "private")
+    once = {**ONCE, "label": "red", "template": "fedora"}
+    run(("qubes_vm.present", "new", once))
+    daemon.before = None
+    daemon.vms["new"].set.update(label="blue", template="debian")
+    forget(*there)
+    assert set(run(("qubes_vm.present", "new", once))["new"]["changes"]) == {
+        "unfinished",
+        "volumes",
+    }
+    assert daemon.vms["new"].set["label"] == "blue"
+    assert daemon.vms["new"].set["template"] == "debian"
 
 
 def test_revisions_that_a_creation_was_to_give_are_given_with_what_else_is_asked_for(there, run):
@@ -204,6 +262,20 @@ def test_a_vm_of_that_name_that_somebody_else_made_is_left_alone(there, run):
     assert system.verify_vm("new") == []
     assert run(("qubes_vm.absent", "new", {"purge": True}))["new"]["result"] is True
     assert run(("qubes_vm.absent", "new", {"purge": True}))["new"]["changes"] == {}
+
+
+def test_the_journal_of_a_vm_that_was_never_made_changes_no_other_one(there):
+    daemon, system = there
+    if os.fork() == 0:
+        system.make_vm = lambda *_: os._exit(9)
+        system.create_vm("new", **ONCE)
+    os.wait()
+    assert os.listdir(system.path("/var/lib/qubes/storage-creations")) == ["new.json"]
+    forget(*there)
+    changes = system.create_vm("new", volumes={"private": "5GiB"})
+    assert changes["volumes"]["new"] == {"private": 5 * GIB}
+    assert daemon.vms["new"].volumes["private"].size == 5 * GIB
+    assert os.listdir(system.path("/var/lib/qubes/storage-creations")) == []
 
 
 def test_a_creation_that_failed_leaves_nothing(there, run):
@@ -296,3 +368,25 @@ def test_vms_go_in_the_order_of_their_use(apply, daemon):
         assert {state.result for state in apply(pillar, test=test).values()} == {
             None if test else True
         }
+
+
+@pytest.mark.parametrize("purge", [True, False])
+def test_a_removal_that_fails_tells_what_it_did_and_the_next_one_the_rest(
+    there, run, monkeypatch, purge
+):
+    daemon, system = there
+    monkeypatch.setattr(guards, "PATIENCE", 0)
+    system.add_pool("old", "file-reflink", dir_path="/mnt/btrfs/old", min_free="1MiB")
+    state = ("qubes_pool.absent", "old", {"purge": purge})
+    fd = os.open(system.path("/var/lib/qubes"), os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    ret = run(state)["old"]
+    os.close(fd)
+    assert ret["result"] is False
+    assert set(ret["changes"]) == ({"removed", "directories"} if purge else {"removed"})
+    assert "old" not in daemon.pools
+    told, done = run(state, test=True)["old"], run(state)["old"]
+    assert (told["result"], done["result"]) == (None, True)
+    assert told["changes"] == done["changes"] == {"min_free": {"old": "1MiB", "new": None}}
+    assert run(state)["old"]["changes"] == {}
+    assert system.guards("old") == {}

@@ -181,7 +181,7 @@ class Qubesd:
         return func(self, dest, arg, payload) or ""
 
     def check_name(self, name):
-        if self.release == "4.2" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name):
+        if self.release == "4.2" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
             raise Fault("QubesValueError", "VM name contains illegal characters")
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise Fault("QubesValueError", "VM name contains illegal characters")

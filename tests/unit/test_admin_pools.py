@@ -297,8 +297,90 @@ def test_guards_that_cannot_be_taken_away_are_told_once_the_pool_is_gone(there, 
         StoragePoolException, match=r"it is done, but /etc/qubes/.* could no"
     ) as err:
         system.remove_pool("btrfs", purge=True)
-    assert set(err.value.not_done) == {"directories", "min_free", "require_mount"}
+    assert set(err.value.not_done) == {"min_free", "require_mount"}
     assert "btrfs" not in daemon.pools
+    assert not os.path.exists(f"{system.root}/mnt/btrfs/qubes")
+    monkeypatch.undo()
+    left = {"min_free": {"old": "1GiB", "new": None}}
+    assert system.pool_remove_diff("btrfs", purge=True) == left
+    assert system.remove_pool("btrfs") == left
+    assert system.remove_pool("btrfs", purge=True) == {}
+
+
+def guarded(system):
+    """Give a pool guards, and the system a directory to save them in."""
+    os.makedirs(f"{system.root}/mnt/btrfs/old")
+    system.add_pool("old", "file-reflink", dir_path="/mnt/btrfs/old/pool", min_free="1MiB")
+
+
+def killed(system, patch):
+    """A removal of that pool that is killed where ``patch()`` says."""
+    if os.fork() == 0:
+        try:
+            patch()
+            system.remove_pool("old", purge=True)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    system.refresh()
+
+
+def leftovers(system):
+    """What there still is of that pool."""
+    journals = system.path("/var/lib/qubes/storage-removals")
+    return (
+        system.guards("old"),
+        os.listdir(system.path("/mnt/btrfs/old")),
+        os.listdir(journals) if os.path.exists(journals) else [],
+    )
+
+
+@pytest.mark.parametrize("step", ["remove", "rmdir", "guards", "journal"])
+def test_a_removal_that_was_killed_is_finished_by_the_next(there, step):
+    daemon, system = there
+    guarded(system)
+
+    def die(*_, **__):
+        os._exit(9)
+
+    def patch():
+        if step in ("remove", "rmdir"):
+            rmdir, last = os.rmdir, "appvms" if step == "remove" else "pool"
+            os.rmdir = lambda path, **at: die() if path.endswith(last) else rmdir(path, **at)
+        elif step == "guards":
+            system.save_guards = die
+        else:
+            save = system.save_guards
+            system.save_guards = lambda name: (save(name), os._exit(9))
+
+    killed(system, patch)
+    assert "old" not in daemon.pools
+    told = system.pool_remove_diff("old", purge=True)
+    left = {"remove": {"min_free", "directories"}, "rmdir": {"min_free", "directories"}}
+    assert set(told) == {**left, "guards": {"min_free"}, "journal": set()}[step]
+    assert system.remove_pool("old", purge=True) == told
+    assert leftovers(system)[:2] == ({}, [])
+    assert system.pool_remove_diff("old", purge=True) == {}
+
+
+def test_directories_that_became_another_pools_stay(there):
+    system = there[1]
+    guarded(system)
+    killed(system, lambda: setattr(system, "_clear_pool", lambda *_: os._exit(9)))
+    system.add_pool("other", "file-reflink", dir_path="/mnt/btrfs/old/pool")
+    assert set(system.remove_pool("old", purge=True)) == {"min_free"}
+    assert os.path.isdir(system.path("/mnt/btrfs/old/pool/appvms"))
+
+
+def test_a_pool_that_was_added_again_keeps_its_directories(there):
+    system = there[1]
+    guarded(system)
+    killed(system, lambda: setattr(system, "_clear_pool", lambda *_: os._exit(9)))
+    system.add_pool("old", "file-reflink", dir_path="/mnt/btrfs/old/pool")
+    assert leftovers(system) == ({}, ["pool"], [])
+    assert set(system.remove_pool("old")) == {"removed"}
+    assert system.remove_pool("old", purge=True) == {}
+    assert os.path.isdir(system.path("/mnt/btrfs/old/pool/appvms"))
 
 
 def test_directories_that_are_no_more_or_no_directories_are_not_told_of(there):
@@ -381,6 +463,16 @@ def test_values_are_sent_in_the_daemons_form(there):
     assert daemon.pools["new"].options["ephemeral_volatile"] == "False"
     assert daemon.pools["new"].options["revisions_to_keep"] == "3"
     assert system.pool_diff("new", ephemeral_volatile=False, revisions_to_keep=3) == {}
+
+
+def test_what_is_false_already_is_not_sent(there):
+    """R4.2 would keep the text False, which is true to it."""
+    daemon, system = there
+    declared = {"dir_path": "/mnt/new", "ephemeral_volatile": False}
+    system.add_pool("new", "file-reflink", **declared)
+    added = [call.payload for call in daemon.log if call.method == "admin.pool.Add"]
+    assert added == [b"name=new\ndir_path=/mnt/new\n"]
+    assert system.pool_diff("new", **declared) == {}
 
 
 def test_a_default_that_follows_another_stays_where_it_is_declared_to(there):

@@ -485,3 +485,14 @@ def test_every_verb_of_the_local_system_is_here_too():
         "save_registry", "sections", "vm_dir_is_gone", "vms_in",
     }  # fmt: skip
     assert public - inner <= set(dir(AdminSystem))
+
+
+@pytest.mark.parametrize("verb", ["vm_diff", "create_vm"])
+def test_a_new_name_has_a_dot_only_where_the_release_takes_one(there, verb):
+    daemon, system = there
+    if daemon.release == "4.2":
+        with pytest.raises(InvalidInput, match="R4.2 takes no dot in the name of a VM"):
+            getattr(system, verb)("a.b")
+        assert not writes(daemon)
+    else:
+        assert "created" in getattr(system, verb)("a.b")

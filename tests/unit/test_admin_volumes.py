@@ -60,9 +60,10 @@ def test_a_volume_of_an_exbibyte_hides_no_other(there):
 
 
 def test_an_image_is_looked_for_under_its_own_name(there):
-    system = there[1]
-    system.create_vm("a-dirty.img", pool="ssd")
-    assert system.verify_vm("a-dirty.img") == []
+    daemon, system = there
+    name = "a-dirty" if daemon.release == "4.2" else "a-dirty.img"  # R4.2 takes no dot
+    system.create_vm(name, pool="ssd")
+    assert system.verify_vm(name) == []
 
 
 @pytest.mark.parametrize(("vm", "volume"), [("work", "private"), ("fedora", "root")])

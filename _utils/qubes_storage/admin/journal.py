@@ -1,4 +1,7 @@
-"""The journal of a move, copy or creation: what has to be known to go on with it after a kill."""
+"""
+The journal of a move, copy or creation of a VM, or of the removal of a pool: what has to be known
+to go on with it after a kill.
+"""
 
 import contextlib
 import errno
@@ -14,16 +17,18 @@ from qubes_storage.exc import StoragePoolException
 MOVES = "/var/lib/qubes/storage-moves"
 COPIES = "/var/lib/qubes/storage-copies"
 CREATIONS = "/var/lib/qubes/storage-creations"
+REMOVALS = "/var/lib/qubes/storage-removals"
 _KINDS = {
     "move": (MOVES, shapes.MOVE, {"made": None, "snapshots": {}}),
     "copy": (COPIES, shapes.COPY, shapes.BEGUN),
     "creation": (CREATIONS, shapes.CREATION, {}),
+    "removal": (REMOVALS, shapes.REMOVAL, {}),
 }
 
 
 class Journal:
     """
-    The journals below a root, one file a VM; replaced whole, so one is never half written.
+    The journals below a root, one file a VM or pool; replaced whole, so one is never half written.
 
     They are of group qubes, which may ask the daemon for all that is in them: whoever runs next
     has to read them.
@@ -32,14 +37,15 @@ class Journal:
     def __init__(self, root, what="move"):
         self.root = root
         self.what = what
+        self.of = "pool" if what == "removal" else "VM"
         self.path, self.checks, self.begun = _KINDS[what]
 
     def file(self, name):
-        """The path of a VM's journal."""
+        """The path of the journal of a VM or pool."""
         return f"{self.path}/{name}.json"
 
     def read(self, name):
-        """The journal of a VM with its ``path``, or None."""
+        """The journal of a VM or pool with its ``path``, or None."""
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             return None
         try:
@@ -55,8 +61,8 @@ class Journal:
                 raise ValueError(f"{', '.join(wrong)}: not there, or not what it should be")
         except (TypeError, ValueError, RecursionError) as err:
             raise StoragePoolException(
-                f"VM {name}: {self.file(name)}, the journal of its {self.what}, cannot be read:"
-                f" {err}; no VM is touched until it is mended or removed by hand"
+                f"{self.of} {name}: {self.file(name)}, the journal of its {self.what}, cannot be"
+                f" read: {err}; no {self.of} is touched until it is mended or removed by hand"
             ) from err
         return {**journal, "path": self.file(name)}
 
@@ -76,7 +82,7 @@ class Journal:
             replacing.replace(fd, f"{name}.json", data.encode(), owning.FILE_MODE)
 
     def remove(self, name):
-        """Forget a move, copy or creation; there may be no journal of it."""
+        """Forget what a journal is of; there may be none."""
         absent = contextlib.suppress(FileNotFoundError)
         with absent, self._told(name), files.closing(self._open()) as fd:
             for each in (f".{name}.json.new", f"{name}.json"):  # as a run left that died writing it
@@ -106,7 +112,7 @@ class Journal:
 
     @contextlib.contextmanager
     def _told(self, name):
-        """Errors name the VM, the path and the cure; what is not there is the caller's to tell."""
+        """Errors name whose it is, the path and the cure; what is not there the caller tells."""
         try:
             yield
         except FileNotFoundError:
@@ -119,4 +125,4 @@ class Journal:
                 cure = "no link is followed there: look who put it there, and remove it"
             elif isinstance(err, PermissionError):
                 cure = f"run as root or as a member of group {owning.GROUP}"
-            raise StoragePoolException(f"VM {name}: {path}: {err.strerror}; {cure}") from err
+            raise StoragePoolException(f"{self.of} {name}: {path}: {err.strerror}; {cure}") from err

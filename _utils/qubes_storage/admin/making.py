@@ -47,9 +47,10 @@ class AdminMaking(AdminVMPlan):
         return not elsewhere and not any(volume.usage for volume in volumes if volume.save)
 
     @staticmethod
-    def _creation(name, plan, declared):
-        """What a journal keeps of a VM that is to be made."""
+    def _creation(name, plan, declared, copied):
+        """What a journal keeps of a VM that is to be made; only a copy gets some of it later."""
         volumes = check_volumes(name, declared.get("volumes"))
+        later = declared if copied else {}
         return {
             "uuid": None,
             "klass": plan.klass,
@@ -57,8 +58,8 @@ class AdminMaking(AdminVMPlan):
             "label": plan.label,
             "pools": plan.pools,
             "declared": {
-                "template": declared.get("template"),
-                "label": declared.get("label"),
+                "template": later.get("template"),
+                "label": later.get("label"),
                 "volumes": {
                     volume: {key: value for key, value in options.items() if key != "pool"}
                     for volume, options in volumes.items()
@@ -83,7 +84,10 @@ class AdminMaking(AdminVMPlan):
             return self.set_vm(name, **declared)
         if "unfinished" in plan.changes:
             self.drop_unfinished(name)
-        creation = self._creation(name, plan, declared) if declared.get("create_only") else None
+        self.creations.remove(name)  # of one that was to be made, and was not
+        creation = None
+        if declared.get("create_only"):
+            creation = self._creation(name, plan, declared, plan.copied)
         if plan.copied:
             self.copy_vm(plan.copied, name, plan.klass, plan.pools)
             self.release(name, creation)

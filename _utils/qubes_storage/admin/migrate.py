@@ -10,9 +10,11 @@ that was killed anywhere is finished by the next one; until the VM is removed an
 
 import contextlib
 
+from qubes_storage.admin.copying import KEPT
 from qubes_storage.admin.shapes import STEPS
 from qubes_storage.admin.steps import AdminSteps
-from qubes_storage.admin.vm_words import OWN
+from qubes_storage.admin.vm_words import OWN, Seen
+from qubes_storage.adminapi import Property
 from qubes_storage.exc import NotSupported, StoragePoolException
 from qubes_storage.values import check_admin_vm_name, shown
 
@@ -148,7 +150,7 @@ class AdminMigrate(AdminSteps):
             early = journal["step"] in _UNDONE
             begin = early and self._is_original(name, journal)
             if early and not begin:
-                self._check_goes_on(name, journal)
+                self._check_gone(name, journal)
             if begin:
                 self._undo(name, journal)
             else:
@@ -157,7 +159,44 @@ class AdminMigrate(AdminSteps):
         if begin:
             self.move(name, journal["asked"])
 
-    def _check_goes_on(self, name, journal):
+    def as_moved(self, name, journal):
+        """A VM as it will be once its move that was cut off is finished."""
+        asked, pools = journal["asked"], journal["pools"]
+        if journal["step"] in _UNDONE and name in self.listed():  # it is moved as it is then
+            there = self.get_listed(name)
+            pools = {"volatile": asked["private"], **asked} if "private" in asked else asked
+
+            def now(volume):
+                found = self.get_volume(name, volume)
+                return found._replace(pool=pools.get(volume, found.pool))
+
+            return Seen(there.klass, there.state, self.get_properties(name), now, True)
+        found = {"label": journal["label"], "template": journal["template"]}
+        properties = {key: Property(v, "", False) for key, v in found.items() if v is not None}
+        kept = {**journal["volumes"], **journal["snapshots"], "volatile": journal["volatile"]}
+        holder = name if journal["temporary"] not in self.listed() else journal["temporary"]
+
+        def then(volume):
+            found = self.get_volume(holder, volume)
+            was = {key: kept[volume][key] for key in KEPT} if volume in kept else {}
+            size = max(found.size, was.pop("size", 0))
+            return found._replace(pool=pools.get(volume, found.pool), size=size, **was)
+
+        return Seen(journal["klass"], "Halted", properties, then, True)
+
+    def check_goes_on(self, name, journal):
+        """Refuse what is in the way of the rest of a move that was cut off."""
+        again = f"qubes_vm.migrate {name} {journal['pool']} undoes it if {name} is there"
+        for pool in filter(None, journal["pools"].values()):
+            self.check_pool(pool, f"VM {name}: its move was cut off ({journal['path']}; {again})")
+        if journal["step"] in _UNDONE and not self._is_original(name, journal):
+            self._check_gone(name, journal)
+        if journal["step"] == "recreate" and name in self.listed():
+            self._check_ours(name, journal, journal["made"])
+        if journal["step"] != "finish" and journal["temporary"] in self.listed():
+            self._check_ours(journal["temporary"], journal)
+
+    def _check_gone(self, name, journal):
         """Refuse to go on where the original went by another hand before it was to be removed."""
         if name in self.listed():
             what = "someone else made another one of that name; what was copied of the first is"

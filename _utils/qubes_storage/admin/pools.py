@@ -4,6 +4,7 @@ import contextlib
 import os
 
 from qubes_storage import files, guards
+from qubes_storage.admin.journal import Journal
 from qubes_storage.admin.pool_plan import PLACE, SETTABLE, SUBDIRS, TYPES, AdminPoolPlan
 from qubes_storage.adminapi import check_pool_name, fresh_if_refused
 from qubes_storage.declared import Declared
@@ -22,14 +23,19 @@ class NotAllGone(StoragePoolException):
 
     def __init__(self, pool, path, err):
         super().__init__(
-            f"pool {pool}: it is done, but {path} could not be cleared: {err.strerror}; remove by"
-            " hand what is left there of the pool"
+            f"pool {pool}: it is done, but {path} could not be cleared: {err.strerror}; mend that,"
+            " and run again"
         )
-        self.not_done = ("directories", *(guards.NAMES if path == guards.PATH else ()))
+        self.not_done = (*guards.NAMES, *(("directories",) if path != guards.PATH else ()))
 
 
 class AdminPools(AdminPoolPlan):
     """The part of :py:class:`~qubes_storage.admin.AdminSystem` that changes pools."""
+
+    @property
+    def removals(self):
+        """The journals of pools whose directories are to go; the daemon forgets where they lie."""
+        return Journal(self.root, "removal")
 
     def add_pool(
         self, name, driver=None, options=None, require_mount=None, min_free=None, **config
@@ -45,10 +51,13 @@ class AdminPools(AdminPoolPlan):
         if self.pool_config(check_pool_name(name)) is not None:
             raise AlreadyThere(f"pool {name}: is there already; change it with qubes_pool.set")
         changes = self._pool_diff(name, declared)
+        self.removals.remove(name)  # of one that was there before
         before = self.guards(name)
         self.save_guards(name, {**dict.fromkeys(before), **declared.guards})
         driver = declared.options["driver"]
         wanted = {"name": name, **self.wanted_options(name, driver, declared.options)}
+        if wanted.get("ephemeral_volatile") is False:
+            del wanted["ephemeral_volatile"]  # R4.2 keeps the text, and no text is false to it
         payload = "".join(f"{k}={v}\n" for k, v in wanted.items() if v is not None)
         answer = self.client.call("admin.pool.Add", arg=driver, payload=payload)
         there = self.pool_config(name) is not None
@@ -104,8 +113,22 @@ class AdminPools(AdminPoolPlan):
     def pool_remove_diff(self, name, purge=False):
         """What :py:meth:`remove_pool` would change; raises what it would raise."""
         config = self.pool_config(check_pool_name(name))
-        if config is None:
-            return {}
+        if config is None:  # a run that died may have left some of it
+            config = (self.removals.read(name) if purge else None) or {}
+            changes, vms = {}, []
+        else:
+            self._check_spare(name)
+            changes, vms = {"removed": {"old": name, "new": None}}, self.vms_in(name)
+        guards.check_left(self.root, name, self.guards(name) if purge else {}, vms)
+        for guard, value in self.guards(name).items():
+            changes[guard] = {"old": value, "new": None}
+        empty = self._empty_dirs(name, config.get("dir_path")) if purge else []
+        if empty:
+            changes["directories"] = {"old": empty, "new": []}
+        return changes
+
+    def _check_spare(self, name):
+        """Refuse to remove a pool that the system needs, and any where the daemon cannot."""
         used_as = [key for key, pool in self.default_pools().items() if pool == name]
         if used_as:
             raise StoragePoolException(
@@ -118,14 +141,6 @@ class AdminPools(AdminPoolPlan):
                 f" ({shown(remote)}); remove that first",
                 waits_for=[("use of", vm, name) for vm in remote],
             )
-        guards.check_left(self.root, name, self.guards(name) if purge else {}, self.vms_in(name))
-        changes = {"removed": {"old": name, "new": None}}
-        for guard, value in self.guards(name).items():
-            changes[guard] = {"old": value, "new": None}
-        empty = self._empty_dirs(config.get("dir_path")) if purge else []
-        if empty:
-            changes["directories"] = {"old": empty, "new": []}
-        return changes
 
     def vms_in(self, pool):
         """The names of the VMs that have a volume in a pool."""
@@ -135,13 +150,15 @@ class AdminPools(AdminPoolPlan):
             if any(volume.pool == pool for volume in self.volumes(vm, kernel=True).values())
         ]
 
-    def _empty_dirs(self, path):
+    def _empty_dirs(self, name, path):
         """
         The directories of a pool that hold nothing but empty directories, innermost first. A link,
-        and what a disk is mounted on, cannot be removed and counts as something.
+        and what a disk is mounted on, cannot be removed and counts as something; of those that
+        are another pool's too none is told.
         """
         names = self._listed_dir(path) if path else None
-        if names is None:
+        others = [its.get("dir_path") for pool, its in self.list_pools().items() if pool != name]
+        if names is None or any(self._overlap(path, other) for other in others if other):
             return []
         subdirs = [os.path.join(path, name) for name in SUBDIRS if name in names]
         found = [sub for sub in subdirs if self._can_go(sub) and self._listed_dir(sub) == []]
@@ -169,22 +186,37 @@ class AdminPools(AdminPoolPlan):
         """
         self.refresh()
         changes = self.pool_remove_diff(name, purge)
-        if not changes:
-            return {}
+        directories = changes.get("directories", {"old": []})["old"]
+        if "removed" in changes:
+            self._drop_pool(name, self.pool_config(name) if directories else None)
+        if changes:
+            self._clear_pool(name, directories)
+        return changes
+
+    def _drop_pool(self, name, config):
+        """Have the daemon remove a pool; ``config`` if directories of it are to go then."""
+        self.removals.remove(name)
+        if config:
+            self.removals.write(name, {"dir_path": config["dir_path"]})
         answer = self.client.call("admin.pool.Remove", arg=name)
         if name in self.pool_names():
+            self.removals.remove(name)
             raise StoragePoolException(
                 f"pool {name}: was not removed: {answer}; run again once nothing uses it"
             )
+
+    def _clear_pool(self, name, directories):
+        """Remove what the daemon leaves of a pool; its guards hold until its directories went."""
         path = guards.PATH
         try:
-            self.save_guards(name)
-            for path in changes.get("directories", {"old": []})["old"]:
+            for path in directories:
                 with contextlib.suppress(FileNotFoundError):
                     os.rmdir(self.path(path))
+            path = guards.PATH
+            self.save_guards(name)
         except OSError as err:
             raise NotAllGone(name, path, err) from err
-        return changes
+        self.removals.remove(name)
 
     # the system's default pools
 

@@ -78,3 +78,4 @@ CREATION = {
     "pools": _texts,
     "declared": _with(template=_maybe, label=_maybe, volumes=_is(dict)),
 }
+REMOVAL = {"dir_path": _text}

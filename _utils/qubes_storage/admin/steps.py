@@ -32,7 +32,7 @@ class AdminSteps(AdminCopy):
         self._check_halted(name)
         if self.is_43():
             self._set_feature(name, PROHIBIT, f"it is being moved to pool {journal['pool']}")
-        self._drop_ours(temporary, name)
+        self._drop_ours(temporary, journal)
         self._make(temporary, journal)
         for role in _ROLES:
             value = journal["whole"]["properties"].get(role)
@@ -96,29 +96,31 @@ class AdminSteps(AdminCopy):
 
     def _recreate(self, name, journal):
         self._check_copy(journal["temporary"], journal)
-        self._drop_ours(name, name, journal["made"])
+        self._drop_ours(name, journal, journal["made"])
         self._make(name, journal)
         journal["made"] = self.get_properties(name)["uuid"].value
         self.journal.write(name, journal)
         self._copy_volumes(journal["temporary"], name, journal)
 
-    def _drop_ours(self, name, vm, *uuid):
-        """
-        Remove what a killed step of the move of ``vm`` made; someone else's VM is never removed,
-        nor is a clone of ours, which has our mark and another ``uuid``.
-        """
+    def _drop_ours(self, name, journal, *uuid):
+        """Remove what a killed step of a move made."""
         self.refresh()
-        there = self.listed().get(name)
-        if there is None:
-            return
-        ours = self.features(name).get(MARK) == vm
-        ours = ours and (not uuid or self.get_properties(name)["uuid"].value == uuid[0])
-        fresh = not any(volume.usage for volume in self.volumes(name).values() if volume.save)
-        if there.state != "Halted" or not (ours or fresh):
+        if name in self.listed():
+            self._check_ours(name, journal, *uuid)
+            self.drop_vm(name)
+
+    def _check_ours(self, name, journal, *uuid):
+        """
+        Refuse to remove someone else's VM. Ours has our mark, or is as it was made and empty; a
+        clone of ours has our mark too, and another ``uuid``.
+        """
+        marked = self.features(name).get(MARK) == journal["vm"]
+        marked = marked and (not uuid or self.get_properties(name)["uuid"].value == uuid[0])
+        ours = marked or self._is_fresh(name, journal)
+        if self.get_listed(name).state != "Halted" or not ours:
             raise StoragePoolException(
                 f"VM {name}: is not of this move; rename or remove it to let the move go on"
             )
-        self.drop_vm(name)
 
     def _restore(self, name, journal):
         self.restore(name, journal["whole"])
@@ -132,16 +134,19 @@ class AdminSteps(AdminCopy):
         temporary = journal["temporary"]
         # Whoever was pointed to the temporary VM meanwhile goes with the others.
         self._point(self.named_by(temporary), temporary, name)
-        self._drop_ours(temporary, name)
+        self._drop_ours(temporary, journal)
 
     def _finish(self, name, journal):
         self._unmark(name, journal["whole"]["features"])
         journal["lost"] += self.verify_vm(name, moving=False)
+        creation = self.creations.read(name)
+        if creation and creation["uuid"] == journal["uuid"]:  # it is another VM now
+            self.creations.write(name, {**creation, "uuid": journal["made"]})
         self.journal.remove(name)
 
     def _undo(self, name, journal):
         """The original is there: point back to it, and remove the copy."""
         self._point(journal["users"], journal["temporary"], name)
-        self._drop_ours(journal["temporary"], name)
+        self._drop_ours(journal["temporary"], journal)
         self._unmark(name, journal["whole"]["features"])
         self.journal.remove(name)

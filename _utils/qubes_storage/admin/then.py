@@ -85,6 +85,8 @@ class AdminThen:
             return {}
         found = self.volumes(vm, kernel=True) if vm in self.listed() else {}
         places = {volume.name: volume.pool for volume in found.values()}
+        if found and self._klass(vm) == "AppVM":
+            places.update(self._follow(vm, [v.name for v in found.values() if v.snap]))
         if vm not in self.run.vms():
             return places
         klass = self._klass(vm) or "AppVM"
@@ -94,7 +96,8 @@ class AdminThen:
         pool = told.get("pool")
         own = {v: wanted.get(v, pool) for v in OWN[klass] if wanted.get(v, pool)}
         if found:
-            places["volatile"] = own.get("private", places["volatile"])
+            if own.get("private") not in (None, places["private"]):
+                places["volatile"] = own["private"]  # it moves along
         else:
             source = told.get("clone_from") or (klass in _COPIES and told.get("template"))
             default = self.default_pools()
@@ -102,6 +105,12 @@ class AdminThen:
             places.update(self._places(source) if source else {})
             places["volatile"] = pool or places["volatile"]
         return {**places, **own, **wanted}
+
+    def _follow(self, vm, snapshots):
+        """``{volume: pool}`` of volumes that lie where those of a VM's template will."""
+        template = self._runs_on(vm) or self.vm_properties(vm)["template"].value
+        origins = self._places(template)
+        return {volume: origins[volume] for volume in snapshots if volume in origins}
 
     # VMs
 

@@ -101,6 +101,10 @@ class AdminVMNew:
     def plan_new(self, name, klass, template, label, pool, wanted, clone_from):
         if name == "Domain-0":
             raise InvalidInput(f"VM {name}: is Xen's name of dom0; take another")
+        if "." in name and not self.is_43():
+            raise InvalidInput(
+                f"VM {name}: R4.2 takes no dot in the name of a VM; take another, with _ or -"
+            )
         if label is not None:
             self._check_label_exists(name, label)
         plan = Plan(klass=klass or "AppVM", label=label)

@@ -1,8 +1,11 @@
 """R4: what a declared VM needs, compared with what the daemon has."""
 
+import contextlib
+import functools
+
 from qubes_storage.admin.pool_plan import check_revisions
 from qubes_storage.admin.vm_new import AdminVMNew
-from qubes_storage.admin.vm_words import OWN, Plan, check_klass, check_volumes
+from qubes_storage.admin.vm_words import OWN, Plan, Seen, check_klass, check_volumes
 from qubes_storage.adminapi import check_label, fresh_if_refused
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
 from qubes_storage.values import check_admin_vm_name
@@ -51,9 +54,7 @@ class AdminVMPlan(AdminVMNew):
         if moving and create_only:
             return Plan()
         if moving:
-            plan = Plan(changes=self._unfinished(name, moving, pool, migrate, wanted))
-            self._compare_moving(name, moving, klass, template, label, wanted, plan)
-            return plan
+            return self._plan_moving(name, moving, klass, template, label, pool, wanted, migrate)
         there = self.listed().get(name)
         copying = self.pending_copy(name)
         if there is None or (copying and not copying["whole"]):
@@ -67,11 +68,16 @@ class AdminVMPlan(AdminVMNew):
             if begun and not copying:
                 if create_only:  # the rest of it, and nothing else
                     klass = template = label = pool = None
-                    wanted, migrate = {}, False
+                    wanted = {v: {k: o[k] for k in o if k != "pool"} for v, o in wanted.items()}
+                    migrate = False
                 template, label, wanted = _with_rest(name, begun, template, label, wanted)
             plan = Plan()
             if left or not create_only:
-                plan = self._compare_vm(name, there, klass, template, label, pool, wanted, migrate)
+                with unfinished_told(begun):
+                    seen = self._seen(name, there)
+                    plan = self._compare_vm(
+                        name, seen, klass, template, label, pool, wanted, migrate
+                    )
         if left:
             plan.changes["unfinished"] = {"old": left["path"], "new": None}
         return plan
@@ -100,25 +106,16 @@ class AdminVMPlan(AdminVMNew):
             )
         return {"unfinished": {"old": moving["path"], "new": None}}
 
-    def _compare_moving(self, name, moving, klass, template, label, wanted, plan):
-        """What will differ once a move that was cut off is finished: its journal has the VM."""
-        if klass not in (None, moving["klass"]):
-            raise self._other_class(name, moving["klass"], klass)
-        if label not in (None, moving["label"]):
-            self._check_label_exists(name, label)
-            plan.changes["label"] = {"old": moving["label"], "new": label}
-        if template not in (None, moving["template"]) and moving["template"] is not None:
-            self._check_template(name, moving["klass"], template)
-            plan.changes["template"] = {"old": moving["template"], "new": template}
-        was = {**moving["volumes"], "volatile": moving["volatile"]}
-        for key, option in (("volumes", "size"), ("revisions_to_keep", "revisions_to_keep")):
-            asked = {v: o[option] for v, o in wanted.items() if v in was and option in o}
-            if option == "size":
-                new = {v: size for v, size in asked.items() if size > was[v]["size"]}
-            else:
-                new = {v: str(n) for v, n in asked.items() if str(n) != was[v][option]}
-            if new:
-                plan.changes[key] = {"old": {v: was[v][option] for v in new}, "new": new}
+    def _plan_moving(self, name, moving, klass, template, label, pool, wanted, migrate):
+        """What the rest of a move that was cut off changes, and what differs once it is done."""
+        changes = self._unfinished(name, moving, pool, migrate, wanted)
+        self.check_goes_on(name, moving)
+        begun = self.creations.read(name)
+        if begun and begun["uuid"] in (moving["uuid"], moving["made"] or moving["uuid"]):
+            template, label, wanted = _with_rest(name, begun, template, label, wanted)
+        seen = self.as_moved(name, moving)
+        plan = self._compare_vm(name, seen, klass, template, label, pool, wanted, migrate)
+        return Plan(changes={**changes, **plan.changes})
 
     @staticmethod
     def _other_class(name, old, new):
@@ -127,41 +124,46 @@ class AdminVMPlan(AdminVMNew):
             " remove the VM first"
         )
 
-    def _compare_vm(self, name, there, klass, template, label, pool, wanted, migrate):
-        if there.klass not in OWN:
-            raise InvalidInput(f"VM {name}: a {there.klass} has no volumes; declare other VMs")
-        if klass not in (None, there.klass):
-            raise self._other_class(name, there.klass, klass)
-        plan = Plan(klass=there.klass)
-        properties = self.get_properties(name)
+    def _seen(self, name, there):
+        """A VM as it is."""
+        volume = functools.partial(self.get_volume, name)
+        return Seen(there.klass, there.state, self.get_properties(name), volume, False)
+
+    def _compare_vm(self, name, seen, klass, template, label, pool, wanted, migrate):
+        if seen.klass not in OWN:
+            raise InvalidInput(f"VM {name}: a {seen.klass} has no volumes; declare other VMs")
+        if klass not in (None, seen.klass):
+            raise self._other_class(name, seen.klass, klass)
+        plan = Plan(klass=seen.klass)
+        properties = seen.properties
         if label is not None and label != properties["label"].value:
             self._check_label_exists(name, label)
             plan.label = label
             plan.changes["label"] = {"old": properties["label"].value, "new": label}
         if template is not None and "template" in properties:
-            self._compare_template(name, there, properties["template"].value, template, plan)
-        self._compare_volumes(name, plan, wanted, pool, migrate)
+            self._compare_template(name, seen, properties["template"].value, template, plan)
+        self._compare_volumes(name, seen, plan, wanted, pool, migrate)
         return plan
 
-    def _compare_template(self, name, there, old, template, plan):
+    def _compare_template(self, name, seen, old, template, plan):
         if template == old:
             return
-        self._check_template(name, there.klass, template)
-        if there.state != "Halted":
+        self._check_template(name, seen.klass, template)
+        if seen.state != "Halted":
             raise StoragePoolException(
-                f"VM {name}: runs on {old}, not on {template}, and is {there.state}; a template"
+                f"VM {name}: runs on {old}, not on {template}, and is {seen.state}; a template"
                 " changes only while the VM is halted: shut it down"
             )
         plan.template = template
         plan.changes["template"] = {"old": old, "new": template}
 
-    def _compare_volumes(self, name, plan, wanted, pool, migrate):
+    def _compare_volumes(self, name, seen, plan, wanted, pool, migrate):
         own = OWN[plan.klass] or ("volatile",)  # all that a DispVM has in a pool of its own
         wanted_pools = {volume: pool for volume in own if pool is not None}
         wanted_pools.update((v, o["pool"]) for v, o in wanted.items() if "pool" in o)
         moved, old_sizes, old_revisions, grown = {}, {}, {}, set()
         for volume in sorted({*wanted_pools, *wanted}):
-            found = self.get_volume(name, volume)
+            found = seen.volume(volume)
             options = wanted.get(volume, {})
             to = wanted_pools.get(volume, found.pool)
             if to != found.pool:
@@ -184,14 +186,14 @@ class AdminVMPlan(AdminVMNew):
                 what = f"VM {name}: volume {volume}: revisions_to_keep"
                 check_revisions(keep, driver, what)
                 self.check_settable(keep, what)
-                if keep < 0 and self.get_listed(name).state != "Halted":
+                if keep < 0 and seen.state != "Halted":
                     raise StoragePoolException(
                         f"{what}: {keep} can be set only while the VM is halted; shut it down"
                     )
                 plan.revisions[volume] = keep
                 old_revisions[volume] = found.revisions_to_keep
         if moved:
-            self._compare_pools(name, plan, moved, migrate)
+            self._compare_pools(name, seen, plan, moved, migrate)
         for to in sorted(grown):
             self.check_growth(to)
         if plan.sizes:
@@ -200,7 +202,7 @@ class AdminVMPlan(AdminVMNew):
             new = {v: str(keep) for v, keep in plan.revisions.items()}
             plan.changes["revisions_to_keep"] = {"old": old_revisions, "new": new}
 
-    def _compare_pools(self, name, plan, moved, migrate):
+    def _compare_pools(self, name, seen, plan, moved, migrate):
         volume, (old, new) = next(iter(moved.items()))
         if not OWN[plan.klass]:
             raise NotSupported(
@@ -214,7 +216,8 @@ class AdminVMPlan(AdminVMNew):
                 f" migrate: true to move it (the VM has to be halted), or pool: {old}"
             )
         plan.pools = {volume: new for volume, (_, new) in moved.items()}
-        self.check_move(name, plan.pools)
+        if not seen.moves:
+            self.check_move(name, plan.pools)
         olds, news = ({v: pools[n] for v, pools in moved.items()} for n in (0, 1))
         plain = len(set(olds.values())) == 1 and len(set(news.values())) == 1
         plan.changes["pool"] = (
@@ -225,16 +228,27 @@ class AdminVMPlan(AdminVMNew):
 
 
 def _with_rest(name, creation, template, label, wanted):
-    """What is declared of a VM, and what the run that made it did not come to give it."""
+    """What is declared of a VM, and of the rest what the run that made it was to give it."""
     begun = creation["declared"]
     found = check_volumes(name, begun["volumes"])
     for volume, options in wanted.items():
-        was = found.get(volume, {})
-        found[volume] = {**was, **options}
-        if "size" in was:
-            found[volume]["size"] = max(was["size"], options.get("size", 0))
+        found[volume] = {**found.get(volume, {}), **options}
     return (
         begun["template"] if template is None else template,
         begun["label"] if label is None else label,
         found,
     )
+
+
+@contextlib.contextmanager
+def unfinished_told(creation):
+    """Errors over a VM that was made in part name the journal of its ``creation``, if any."""
+    try:
+        yield
+    except StoragePoolException as err:
+        if creation:
+            err.args = (
+                f"{err}; {creation['path']} has what it was to get at its creation: declare other"
+                " sizes or revisions_to_keep, or remove that file to leave it as it is",
+            )
+        raise

@@ -1,6 +1,8 @@
 """R4: the words in which a VM is declared, and the plan that they become."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from qubes_storage.exc import InvalidInput, NotSupported
 from qubes_storage.values import parse_size, to_int, whole_sectors
@@ -21,6 +23,16 @@ _OLD = {
     "HVM": "a StandaloneVM or AppVM with virt_mode hvm: declare that, and set it with qvm-prefs",
     "TemplateHVM": "a TemplateVM with virt_mode hvm: declare that, and set it with qvm-prefs",
 }
+
+
+class Seen(NamedTuple):
+    """A VM that is compared: as it is, or as it will be once its move is finished."""
+
+    klass: str
+    state: str
+    properties: dict  # {property: Property}
+    volume: Callable  # a Volume by its name
+    moves: bool  # whether a move of it was cut off
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from qubes_storage.admin.making import AdminMaking
 from qubes_storage.admin.reading import vanished
+from qubes_storage.admin.vm_plan import unfinished_told
 from qubes_storage.admin.vm_words import OWN
 from qubes_storage.adminapi import fresh_if_refused, lines
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
@@ -80,10 +81,20 @@ class AdminVMs(AdminMaking):
             self.resume_move(name)
         elif self.pending_copy(name):
             once = declared.get("create_only")
-            self.release(name, self._creation(name, plan, declared) if once else None)
+            self.release(name, self._creation(name, plan, declared, True) if once else None)
         if "unfinished" in changes:
             plan = self.vm_plan(name, **declared)
             changes = {**changes, **plan.changes, "unfinished": changes["unfinished"]}
+        begun = self.pending_creation(name)
+        if begun and plan.pools:  # a move knows a VM by its uuid
+            self.creations.write(name, {**begun, "uuid": self._uuid(name)})
+        with unfinished_told(begun):
+            self._carry_out(name, plan)
+        if "unfinished" in changes:
+            self.creations.remove(name)
+        return changes
+
+    def _carry_out(self, name, plan):
         if plan.pools:
             self.move(name, plan.pools)
         for key in ("label", "template"):
@@ -93,9 +104,6 @@ class AdminVMs(AdminMaking):
             self._set_revisions(name, volume, keep)
         for volume, size in plan.sizes.items():
             self._grow(name, volume, size)
-        if "unfinished" in changes:
-            self.creations.remove(name)
-        return changes
 
     def _set_property(self, name, key, value):
         answer = self.client.call("admin.vm.property.Set", name, key, value)
