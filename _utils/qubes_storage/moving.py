@@ -12,7 +12,7 @@ import os
 from qubes_storage import build, files, guards, image, markers, mending, mounts, transfer, trees
 from qubes_storage.exc import InvalidInput, StoragePoolException
 from qubes_storage.looking import looking
-from qubes_storage.plan import Plan
+from qubes_storage.plan import Plan, class_dir
 from qubes_storage.pool import in_force
 from qubes_storage.registry import PATH
 from qubes_storage.values import check_vm_name, normalise
@@ -147,7 +147,7 @@ class Moving:
         fd = source.open_vm(vm)
         if fd is None:
             return 0
-        with files.closing(fd), files.closing(target.open_subdir(vm.klass.subdir)) as there:
+        with files.closing(fd), files.closing(class_dir(target, vm.klass.subdir)) as there:
             near = mounts.mount_of(fd) == mounts.mount_of(there)
             links = near and self._links(source, target) and not keep
             if image.device(fd) == image.device(there) and (links or image.shares_blocks(there)):

@@ -80,3 +80,11 @@ class Plan:
     origin: object = None  # the markers.Origin, for a VM that moves
     left: int = None  # the open directory of what goes in the end, where it is known
     texts: dict = field(default_factory=dict)  # {file name: bytes} of what nothing else brings
+
+
+def class_dir(pool, subdir):
+    """A handle of the directory where VMs of a class lie, or of the pool's while it lacks that."""
+    try:
+        return pool.open_subdir(subdir)
+    except StoragePoolException:
+        return pool.open()

@@ -4,7 +4,7 @@ import os
 
 from qubes_storage import build, files, image, mounts, owning
 from qubes_storage.exc import InvalidInput, NotSupported, StoragePoolException
-from qubes_storage.plan import Image, Outside, Plan, Source
+from qubes_storage.plan import Image, Outside, Plan, Source, class_dir
 from qubes_storage.values import check_vm_name, parse_size, whole_sectors
 from qubes_storage.vm import (
     IMAGES,
@@ -301,7 +301,7 @@ class Planning:
     def _needed(self, plan):
         """How many bytes the copies of a plan take, 0 for what shares blocks or is linked."""
         needed = 0
-        with files.closing(plan.pool.open_subdir(plan.vm.klass.subdir)) as fd:
+        with files.closing(class_dir(plan.pool, plan.vm.klass.subdir)) as fd:
             here = image.device(fd) if image.shares_blocks(fd) else None
         for wanted in plan.images:
             if wanted.source:

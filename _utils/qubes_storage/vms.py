@@ -10,6 +10,7 @@ from qubes_storage.cloning import Cloning
 from qubes_storage.comparing import Comparing
 from qubes_storage.exc import AlreadyThere, NotSupported, StoragePoolException
 from qubes_storage.looking import looking
+from qubes_storage.plan import class_dir
 from qubes_storage.planning import Planning, check_volumes
 from qubes_storage.registry import PATH
 from qubes_storage.values import format_size, parse_size
@@ -273,7 +274,7 @@ class VMs(Planning, Comparing, Cloning):
     @staticmethod
     def _free(pool, subdir):
         """Where a VM's images lie, and how many bytes are free there."""
-        with files.closing(pool.open()) as top, files.closing(pool.open_subdir(subdir)) as fd:
+        with files.closing(pool.open()) as top, files.closing(class_dir(pool, subdir)) as fd:
             if mounts.mount_of(top) != mounts.mount_of(fd):  # a disk of the class's own
                 found = os.fstatvfs(fd)
                 return os.path.join(pool.dir_path, subdir), found.f_bavail * found.f_frsize

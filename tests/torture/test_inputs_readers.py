@@ -50,7 +50,7 @@ def test_inputs_that_add_no_branch_find_nothing_wrong(everything, scratch, figur
             figures[f"inputs tried on {of} since one took a new branch"] = walked.since
             figures[f"branches reached in {of}, of {walked.possible}"] = walked.branches
             assert walked.since == until
-            assert walked.branches > walked.possible / 2
+            assert walked.branches > walked.possible / 3  # what writes is among them too
 
 
 def test_the_measure_is_python_2_7():
