@@ -160,15 +160,20 @@ class Removal:
             pool = self.get_pool(pool_name)
         except StoragePoolException:
             return
-        for klass in self.places():
-            for name in mending.marked(pool, klass.subdir):
-                for path in mending.unfinished(pool, VM(name, klass, pool=pool_name), False):
-                    verb = "set" if self.find_vm(name) else "remove"
-                    raise StoragePoolException(
-                        f"pool {pool_name}: {path} is left by a run that died; qubes_vm.{verb}"
-                        f" {name} mends that",
-                        waits_for=[("left", name)],
-                    )
+        vms = [
+            VM(name, klass, pool=pool_name)
+            for klass in self.places()
+            for name in mending.marked(pool, klass.subdir)
+        ]
+        left = [(vm.name, path) for vm in vms for path in mending.unfinished(pool, vm, False)]
+        if left:
+            name, path = left[0]
+            verb = "set" if self.find_vm(name) else "remove"
+            raise StoragePoolException(
+                f"pool {pool_name}: {path} is left by a run that died; qubes_vm.{verb} {name} mends"
+                " that",
+                waits_for=[("left", vm) for vm in dict(left)],
+            )
 
     def _clear_leftovers(self, name):
         """Undo the same; the lock is held."""

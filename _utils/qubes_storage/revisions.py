@@ -108,11 +108,10 @@ def take_back(fd, name):
         entries = os.listdir(new)
         if _KEPT not in entries or not any(is_one(entry) for entry in entries):
             return
-        kept = f"{name}.{os.readlink(_KEPT, dir_fd=new)}"
-    if is_one(kept):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(kept, dir_fd=fd)
-            os.fsync(fd)
+        kept = os.path.basename(os.readlink(_KEPT, dir_fd=new))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{name}.{kept}", dir_fd=fd)
+        os.fsync(fd)
 
 
 @contextlib.contextmanager

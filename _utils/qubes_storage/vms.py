@@ -111,14 +111,6 @@ class VMs(Planning, Comparing, Cloning):
             found = {v: image.measure(fd, filename) for v, filename in vm.images.items()}
         return {volume: sizes for volume, sizes in found.items() if sizes}
 
-    def vm_dir_is_gone(self, vm):
-        """Whether a registered VM has no directory."""
-        fd = self.pool_of(vm).open_vm(vm)
-        if fd is None:
-            return True
-        os.close(fd)
-        return False
-
     @looking
     def vm_diff(self, name, **declared):
         """

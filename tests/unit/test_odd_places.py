@@ -342,3 +342,15 @@ def test_a_pool_that_a_vm_was_leaving_stays_until_that_is_finished(machine):
     assert "unfinished" in machine.connect().set_vm("work")
     assert "removed" in machine.connect().remove_pool("foo")
     assert os.listdir(machine.path("/mnt/foo/appvms")) == []
+
+
+def test_rules_that_lie_in_no_vms_directory_stay_and_those_in_its_own_go_along(machine):
+    machine.elements.append(
+        element("QubesAppVm", "work", 9, template_qid="1", firewall_conf="/etc/odd/firewall.xml")
+    )
+    machine.write_registry()
+    machine.mkdir(VMDIR)
+    machine.image(f"{VMDIR}/private.img", 4096, "x")
+    machine.write(f"{VMDIR}/firewall.xml", b"own")
+    machine.connect().migrate_vm("work", "foo")
+    assert machine.path("/mnt/foo/appvms/work/firewall.xml").read_bytes() == b"own"

@@ -278,10 +278,11 @@ def test_volatile_is_as_large_as_r32_makes_it_whatever_the_root(scratch):
         ({"default_template": "99"}, "TemplateVM", {"default_template": "4"}),
         ({"default_fw_netvm": "99", "clockvm": "99"}, "NetVM", {"default_fw_netvm": "4"}),
         ({"default_netvm": "99", "default_fw_netvm": "2"}, "ProxyVM", {"default_netvm": "99"}),
-        ({"default_netvm": "99", "default_fw_netvm": "9"}, "ProxyVM", {"default_netvm": "4"}),
+        ({"default_netvm": "99", "default_fw_netvm": "8"}, "ProxyVM", {"default_netvm": "4"}),
         ({"default_netvm": "3", "clockvm": None}, "NetVM", {"clockvm": "2"}),
         ({"default_netvm": "99", "clockvm": None}, "NetVM", {"clockvm": "4"}),
         ({"default_netvm": "3", "clockvm": "None"}, "NetVM", {"clockvm": "4"}),
+        ({"default_netvm": "9", "clockvm": None}, "NetVM", {"clockvm": "9"}),  # a circle
     ],
 )
 def test_a_default_that_names_no_vm_is_none(scratch, attrs, klass, after):
@@ -290,6 +291,7 @@ def test_a_default_that_names_no_vm_is_none(scratch, attrs, klass, after):
     machine.elements += [
         element("QubesNetVm", "sys-net", 2, netid="1", template_qid="1"),
         element("QubesProxyVm", "firewall", 3, netid="2", netvm_qid="2", template_qid="1"),
+        element("QubesProxyVm", "odd", 9, netid="3", netvm_qid="9", template_qid="1"),
     ]
     for name in ("sys-net", "firewall"):
         machine.mkdir(f"{LIB}/servicevms/{name}")
